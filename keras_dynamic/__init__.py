@@ -1,0 +1,48 @@
+"""Dynamic neural networks for Keras 3 on TensorFlow: compute that follows the input.
+
+`import keras_dynamic as kd`.
+"""
+
+import json
+import os
+from pathlib import Path
+
+
+def _check_backend():
+    """Stops before Keras loads a backend that this package cannot use."""
+    backend = os.environ.get("KERAS_BACKEND")
+    if backend is None:
+        home = Path(os.environ.get("KERAS_HOME", Path.home() / ".keras"))
+        file = home / "keras.json"
+        if file.is_file():
+            try:
+                backend = json.loads(file.read_text()).get("backend")
+            except ValueError:  # Keras ignores such a file too
+                backend = None
+    if backend not in (None, "", "tensorflow"):
+        raise ImportError(
+            "keras_dynamic runs on Keras' TensorFlow backend. Set the environment "
+            "variable KERAS_BACKEND=tensorflow before Keras is imported. Received: "
+            f"KERAS_BACKEND={backend}."
+        )
+
+
+_check_backend()
+
+from keras_dynamic import calibration  # noqa: E402
+from keras_dynamic.layers.early_exit import EarlyExit  # noqa: E402
+from keras_dynamic.models import rules  # noqa: E402
+from keras_dynamic.models.dynamic_model import DynamicModel  # noqa: E402
+from keras_dynamic.models.prediction import DynamicPrediction  # noqa: E402
+from keras_dynamic.models.surgery import strip_exits  # noqa: E402
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "DynamicModel",
+    "DynamicPrediction",
+    "EarlyExit",
+    "calibration",
+    "rules",
+    "strip_exits",
+]

@@ -1,0 +1,119 @@
+"""The only file that uses what Keras keeps private, each use with its reason.
+
+`tests/test_compat.py` fails when Keras changes one of them.
+"""
+
+import keras
+from keras.src import backend
+from keras.src.models.functional import Functional
+from keras.src.saving.serialization_lib import SerializableDict
+from keras.src.trainers.compile_utils import get_loss, get_metric
+from keras.src.trainers.epoch_iterator import EpochIterator
+
+__all__ = [
+    "BatchIterator",
+    "functional_nodes",
+    "functional_of",
+    "get_mask",
+    "loss_for",
+    "metric_for",
+    "rename_metrics_by_exit",
+    "replace_compile_config",
+    "set_mask",
+]
+
+
+def functional_of(operation):
+    """The functional graph that `operation` runs when called, or None.
+
+    A subclass with a `call` of its own is opaque: what it does with its graph is
+    its own affair. Keras has no public way to ask.
+    """
+    if isinstance(operation, keras.Sequential):
+        if type(operation).call is not keras.Sequential.call:
+            return None
+        # A built Sequential delegates to a Functional that it holds.
+        return getattr(operation, "_functional", None)
+    if isinstance(operation, Functional) and type(operation).call is Functional.call:
+        return operation
+    return None
+
+
+def functional_nodes(functional):
+    """Yields (operation, args, kwargs, outputs) in an order that can be executed.
+
+    Keras publishes a functional model's layers, but not their calls; a shared
+    layer has several.
+    """
+    nodes_by_depth = functional._nodes_by_depth
+    for depth in sorted(nodes_by_depth, reverse=True):
+        for node in nodes_by_depth[depth]:
+            if not node.is_input:
+                arguments = node.arguments
+                yield node.operation, arguments.args, arguments.kwargs, node.outputs
+
+
+def get_mask(tensor):
+    """The mask that Keras carries as an attribute of `tensor`, or None."""
+    return backend.get_keras_mask(tensor)
+
+
+def set_mask(tensor, mask):
+    """Attaches `mask` to `tensor`; operations outside Keras layers lose it."""
+    if mask is not None:
+        backend.set_keras_mask(tensor, mask)
+    return tensor
+
+
+class BatchIterator(EpochIterator):
+    """Batches of anything that `Model.predict` takes, as TensorFlow tensors.
+
+    Keras' own adapters decide what is an array, a dataset, a `PyDataset` or a
+    generator, so the data arguments mean here what they mean in `predict`. Unlike
+    the trainer's iterator, this one never shards over a distribution strategy.
+    """
+
+    def _get_iterator(self):
+        return self.data_adapter.get_tf_dataset()
+
+
+def replace_compile_config(model, **arguments):
+    """Makes `model` save the arguments that its user gave to `compile`.
+
+    `DynamicModel.compile` hands Keras one loss, weight and metric for each exit;
+    those (they hold variables) are not what a saved model should ask for again.
+    """
+    model._compile_config = SerializableDict(**arguments)
+
+
+def loss_for(identifier, y_true, y_pred):
+    """The `Loss` that `compile(loss=identifier)` would make for an output, or None."""
+    return get_loss(identifier, y_true, y_pred)
+
+
+def metric_for(identifier, y_true, y_pred):
+    """The metric that `compile(metrics=[identifier])` would make for an output."""
+    return get_metric(identifier, y_true, y_pred)
+
+
+def rename_metrics_by_exit(model, y, y_pred, prefixes):
+    """Builds the compiled metrics and names each one after its exit.
+
+    Keras prefixes names when it reports results as a dict, but looks values up by
+    the bare name when it reports a list, so with several outputs `evaluate` would
+    list one metric several times. Names that are unique in themselves mend both.
+
+    Args:
+        prefixes: one string an output; an empty one leaves the plain name.
+    """
+    compiled = model._compile_metrics
+    if compiled is None or compiled.built:
+        return
+    compiled.build(y, y_pred)
+    for groups in (compiled._flat_metrics, compiled._flat_weighted_metrics):
+        for group, prefix in zip(groups, prefixes, strict=False):
+            if group is None:
+                continue
+            group.output_name = None
+            for metric in group.metrics:
+                metric.name = f"{prefix}{metric.name}"

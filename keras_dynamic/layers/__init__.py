@@ -1,0 +1,1 @@
+"""Layers: one public class a file."""

@@ -1,0 +1,353 @@
+"""EarlyExit: a small classifier on an intermediate tensor."""
+
+import math
+import numbers
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_dynamic._compat import get_mask
+from keras_dynamic.ops.pooling import (
+    grid_for_map,
+    masked_max,
+    masked_mean,
+    pool_to_grid,
+)
+
+__all__ = ["EarlyExit"]
+
+_POOLINGS = ("auto", "average", "max", "first", "flatten")
+
+
+@keras.saving.register_keras_serializable(package="keras_dynamic")
+class EarlyExit(keras.layers.Layer):
+    """Classifies from an intermediate tensor: y_e = c_e(f_e(x)).
+
+    Pools its input to a vector, passes it through hidden layers if there are any,
+    and ends in a dense layer. It serves one sample at a time: nothing depends on
+    batch-mates, in training or inference. In a `DynamicModel` its loss counts
+    `loss_weight` times; in any other `keras.Model` call it with `targets`, and it
+    adds that term itself. Outputs are float32 under every dtype policy. With
+    `pooling="flatten"`, no hidden layer and `loss_weight=0` it is a
+    `keras.layers.Dense`.
+
+    Args:
+        units: int >= 1, the number of classes; 1 for a binary head (with
+            `activation="sigmoid"` or `None`).
+        pooling: how the input becomes a vector. `"auto"`: average pooling for images,
+            masked mean for token sequences, nothing for vectors. `"average"`,
+            `"max"`; `"first"`, the first (class) token of a sequence; `"flatten"`;
+            or a layer, whose output is flattened. Defaults to `"auto"`.
+        hidden_units: int or list of ints, widths of hidden dense layers. Defaults to
+            `None`, no hidden layer.
+        activation: `"softmax"`, `"sigmoid"`, or `None` for logits; or another
+            activation of Keras. Defaults to `"softmax"`.
+        loss_weight: float >= 0, lambda_e, the weight of this exit's loss. Kept in the
+            non-trainable weight `current_loss_weight`, so that it can change during
+            `fit`: assign to `exit.loss_weight` or to the weight. Defaults to 1.0.
+        grid: int >= 1, cells a side that an image map is pooled to before it is
+            flattened; 1 pools globally. Defaults to `None`: 4 or 2 for early, large
+            maps under `pooling="auto"` (at most 1,024 features), else 1.
+        hidden_activation: activation of the hidden layers. Defaults to `"relu"`.
+        loss: loss for `targets`: a name, function or `keras.losses.Loss`. Defaults to
+            `"auto"`: the cross-entropy that fits `units`, `activation` and the
+            targets' shape.
+        data_format: `"channels_last"` or `"channels_first"`, of image maps. Defaults
+            to `keras.config.image_data_format()`.
+
+    Call arguments:
+        inputs: (batch, height, width, channels) image maps, (batch, d1, d2, d3,
+            channels) volumes, (batch, tokens, channels) sequences or (batch,
+            channels) vectors.
+        targets: labels, (batch,) or (batch, 1) class numbers or (batch, units); adds
+            `loss_weight * loss` by `add_loss`. `sample_weight` does not reach that
+            term. `None` (an optional input at `predict`) adds nothing.
+        mask: (batch, tokens) bool, True for tokens that count; by default the mask
+            that the inputs carry.
+
+    Input shape:
+        Rank 2 to 5, batch first.
+
+    Output shape:
+        (batch, units), float32.
+
+    Raises:
+        ValueError: for arguments outside their range, `softmax` with one unit, or a
+            pooling that does not fit the input's rank.
+        TypeError: for arguments of a wrong type.
+
+    Example:
+
+    ```python
+    inputs = keras.Input((28, 28, 1))
+    h = keras.layers.Conv2D(8, 3, activation="relu")(inputs)
+    early = kd.EarlyExit(10, loss_weight=0.5, name="exit_1")(h)
+    final = keras.layers.Dense(10, "softmax")(keras.layers.Flatten()(h))
+    model = kd.DynamicModel(inputs, [early, final])
+    print(model.predict(np.zeros((2, 28, 28, 1)), verbose=0)[0].shape)  # (2, 10)
+    ```
+
+    Reference:
+        Scardapane, Scarpiniti, Baccarelli and Uncini, "Why should we add early exits
+        to neural networks?", Cognitive Computation, 2020 (eq. 1 and 2). The grid for
+        large maps stands for the paper's "strong pooling".
+    """
+
+    def __init__(
+        self,
+        units,
+        pooling="auto",
+        hidden_units=None,
+        activation="softmax",
+        loss_weight=1.0,
+        grid=None,
+        hidden_activation="relu",
+        loss="auto",
+        data_format=None,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        self.units = _positive_int("units", units)
+        self.pooling = self._checked_pooling(pooling)
+        self.hidden_units = self._checked_hidden_units(hidden_units)
+        self.activation = keras.activations.get(activation)
+        self.grid = None if grid is None else _positive_int("grid", grid)
+        self.hidden_activation = keras.activations.get(hidden_activation)
+        self.loss = loss if loss == "auto" else keras.losses.get(loss)
+        self.data_format = data_format or keras.config.image_data_format()
+        if self.data_format not in ("channels_last", "channels_first"):
+            raise ValueError(
+                "`data_format` must be 'channels_last' or 'channels_first'. Received: "
+                f"data_format={data_format!r}."
+            )
+        if units == 1 and self.activation is keras.activations.softmax:
+            raise ValueError(
+                "`units=1` with `activation='softmax'` would always answer 1. Use "
+                "`activation='sigmoid'` (or None for a logit), or two units. Received: "
+                f"units={units}, activation={activation!r}."
+            )
+        self._given_loss_weight = _checked_loss_weight(loss_weight)
+        self.current_loss_weight = self.add_weight(
+            name="loss_weight",
+            shape=(),
+            initializer=keras.initializers.Constant(loss_weight),
+            trainable=False,
+            dtype="float32",
+            autocast=False,
+        )
+        self.supports_masking = True
+        self.input_spec = keras.layers.InputSpec(min_ndim=2, max_ndim=5)
+
+    @property
+    def loss_weight(self):
+        """lambda_e as a float; assigning changes the weight, also during `fit`."""
+        current = float(keras.ops.convert_to_numpy(self.current_loss_weight))
+        given = self._given_loss_weight
+        return given if np.float32(given) == np.float32(current) else current
+
+    @loss_weight.setter
+    def loss_weight(self, value):
+        self._given_loss_weight = _checked_loss_weight(value)
+        self.current_loss_weight.assign(value)
+
+    def build(self, input_shape):
+        self._check_rank(input_shape)
+        features = self._features = self._pooled_features(input_shape)
+        self.hidden_layers = []
+        for index, width in enumerate(self.hidden_units or []):
+            layer = keras.layers.Dense(
+                width,
+                activation=self.hidden_activation,
+                dtype=self.dtype_policy,
+                name=f"hidden_{index}",
+            )
+            layer.build((None, features))
+            self.hidden_layers.append(layer)
+            features = width
+        self.classifier = keras.layers.Dense(
+            self.units, dtype=self.dtype_policy, name="classifier"
+        )
+        self.classifier.build((None, features))
+
+    def call(self, inputs, targets=None, mask=None):
+        # With two tensor arguments Keras does not fill in `mask` by itself.
+        mask = get_mask(inputs) if mask is None else mask
+        hidden = self._pool(inputs, mask)
+        if len(hidden.shape) > 2:
+            hidden = ops.reshape(hidden, (-1, self._features))
+        for layer in self.hidden_layers:
+            hidden = layer(hidden)
+        # Softmax and what follows (rules, losses) want float32.
+        outputs = self.activation(ops.cast(self.classifier(hidden), "float32"))
+        if targets is not None:
+            loss = ops.cast(self._loss_of(targets, outputs), "float32")
+            self.add_loss(ops.convert_to_tensor(self.current_loss_weight) * loss)
+        return outputs
+
+    def compute_mask(self, inputs, previous_mask):
+        return None  # one answer a sample: the tokens are gone
+
+    def compute_output_shape(self, input_shape):
+        return (input_shape[0], self.units)
+
+    def compute_output_spec(self, inputs, targets=None, mask=None):
+        return keras.KerasTensor((inputs.shape[0], self.units), dtype="float32")
+
+    def get_config(self):
+        pooling, loss = self.pooling, self.loss
+        if not isinstance(pooling, str):
+            pooling = keras.saving.serialize_keras_object(pooling)
+        return {
+            **super().get_config(),
+            "units": self.units,
+            "pooling": pooling,
+            "hidden_units": self.hidden_units,
+            "activation": keras.activations.serialize(self.activation),
+            "loss_weight": self.loss_weight,
+            "grid": self.grid,
+            "hidden_activation": keras.activations.serialize(self.hidden_activation),
+            "loss": loss if loss == "auto" else keras.losses.serialize(loss),
+            "data_format": self.data_format,
+        }
+
+    @classmethod
+    def from_config(cls, config):
+        config = dict(config)
+        if isinstance(config.get("pooling"), dict):
+            config["pooling"] = keras.saving.deserialize_keras_object(config["pooling"])
+        return super().from_config(config)
+
+    def _checked_pooling(self, pooling):
+        if isinstance(pooling, keras.layers.Layer):
+            return pooling
+        if not isinstance(pooling, str):
+            raise TypeError(
+                f"`pooling` must be one of {_POOLINGS} or a layer. Received: "
+                f"pooling={pooling!r} of type {type(pooling)}."
+            )
+        if pooling not in _POOLINGS:
+            raise ValueError(
+                f"`pooling` must be one of {_POOLINGS} or a layer. Received: "
+                f"pooling={pooling!r}."
+            )
+        return pooling
+
+    def _checked_hidden_units(self, hidden_units):
+        if hidden_units is None:
+            return None
+        if isinstance(hidden_units, (list, tuple)):
+            return [_positive_int("hidden_units", width) for width in hidden_units]
+        return [_positive_int("hidden_units", hidden_units)]
+
+    def _check_rank(self, input_shape):
+        rank = len(input_shape)
+        if self.pooling == "first" and rank != 3:
+            raise ValueError(
+                "`pooling='first'` takes the class token of a sequence (batch, tokens, "
+                f"channels). Received: an input of shape {tuple(input_shape)}."
+            )
+        if self.grid is not None and self.grid > 1:
+            spatial = self._spatial(input_shape)
+            if rank != 4 or None in spatial:
+                raise ValueError(
+                    "`grid` pools image maps (batch, height, width, channels) of known "
+                    f"height and width. Received: grid={self.grid} for an input of "
+                    f"shape {tuple(input_shape)}."
+                )
+
+    def _pooled_features(self, input_shape):
+        """Length of the vector that the pooling makes."""
+        if isinstance(self.pooling, keras.layers.Layer):
+            if not self.pooling.built:
+                self.pooling.build(input_shape)
+            pooled = self.pooling.compute_output_shape(input_shape)
+        else:
+            symbolic = keras.KerasTensor(input_shape, dtype=self.compute_dtype)
+            pooled = self._pool(symbolic, None).shape
+        if None in pooled[1:]:
+            raise ValueError(
+                f"Exit '{self.name}' cannot make a vector of known length from an "
+                f"input of shape {tuple(input_shape)} with pooling={self.pooling!r}. "
+                "Pool it globally ('average' or 'max')."
+            )
+        return math.prod(pooled[1:])
+
+    def _pool(self, inputs, mask):
+        rank, pooling = len(inputs.shape), self.pooling
+        if isinstance(pooling, keras.layers.Layer):
+            return pooling(inputs)
+        if rank == 2 or pooling == "flatten":
+            return inputs
+        if pooling == "first":
+            return inputs[:, 0]
+        kind = "max" if pooling == "max" else "average"
+        if rank == 3:
+            pool = masked_max if kind == "max" else masked_mean
+            return pool(inputs, mask)
+        if rank == 4:
+            grid = self.grid
+            if grid is None:
+                automatic = grid_for_map(
+                    *self._spatial(inputs.shape), inputs.shape[self._channel_axis]
+                )
+                grid = automatic if pooling == "auto" else 1
+            return pool_to_grid(inputs, grid, kind, self.data_format)
+        axes = (1, 2, 3) if self.data_format == "channels_last" else (2, 3, 4)
+        return (ops.max if kind == "max" else ops.mean)(inputs, axis=axes)
+
+    @property
+    def _channel_axis(self):
+        return -1 if self.data_format == "channels_last" else 1
+
+    def _spatial(self, shape):
+        last = self.data_format == "channels_last"
+        return tuple(shape[1:-1]) if last else tuple(shape[2:])
+
+    def _loss_of(self, targets, outputs):
+        """Mean loss over the batch; the function form, so that a distribution
+        strategy's scaling (done once for all `add_loss` terms) is not done twice."""
+        if self.loss != "auto":
+            is_object = isinstance(self.loss, keras.losses.Loss)
+            function = self.loss.call if is_object else self.loss
+            return ops.mean(function(targets, outputs))
+        from_logits = self.activation is keras.activations.linear
+        if self.units == 1:
+            targets = ops.reshape(targets, (-1, 1))
+            values = keras.losses.binary_crossentropy(
+                targets, outputs, from_logits=from_logits
+            )
+        elif len(targets.shape) == 2 and targets.shape[-1] == self.units:
+            function = keras.losses.categorical_crossentropy
+            if self.activation is keras.activations.sigmoid:
+                function = keras.losses.binary_crossentropy
+            values = function(targets, outputs, from_logits=from_logits)
+        else:
+            values = keras.losses.sparse_categorical_crossentropy(
+                ops.reshape(targets, (-1,)), outputs, from_logits=from_logits
+            )
+        return ops.mean(values)
+
+
+def _positive_int(name, value):
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise TypeError(
+            f"`{name}` must be a positive integer. Received: {name}={value!r} of type "
+            f"{type(value)}."
+        )
+    if value < 1:
+        raise ValueError(f"`{name}` must be at least 1. Received: {name}={value}.")
+    return int(value)
+
+
+def _checked_loss_weight(value):
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(
+            f"`loss_weight` must be a number. Received: loss_weight={value!r} of type "
+            f"{type(value)}."
+        )
+    if not 0 <= value < math.inf:
+        raise ValueError(
+            f"`loss_weight` must be finite and >= 0. Received: loss_weight={value}."
+        )
+    return float(value)

@@ -1,0 +1,1 @@
+"""Models that run only as far as they have to."""

@@ -1,0 +1,187 @@
+"""Where the batch is: which values have it on axis 0, and who mixes its rows.
+
+Samples can leave one by one only if every operation treats the rows of its batch
+alike and apart. Layers of Keras do, save for a wrong `axis`; a `keras.ops`
+operation is tried on three random rows. What a layer of the user's own does is
+tried on real data, when the model is calibrated.
+"""
+
+import keras
+import numpy as np
+import tensorflow as tf
+from keras import tree
+
+from keras_dynamic.models.graph import Value, infer_step
+
+__all__ = ["check_rows", "same_rows"]
+
+# A batch size that no real dimension is likely to be a multiple of: where it turns
+# up in an output's shape, there is the batch.
+_TELLTALE_BATCH = 7919
+# What an unknown (None) dimension is taken to be in the trial of an operation.
+_TRIAL_SIZE = 4
+
+
+def check_rows(graph):
+    """Marks in `graph` which values carry the batch on axis 0.
+
+    Args:
+        graph: a `Graph`; the `batched` attribute of its values is set.
+
+    Raises:
+        ValueError: if an operation mixes rows of the batch; names it.
+    """
+    for step in graph.steps:
+        if not any(value.batched for value in step.inputs):
+            for value in step.outputs:
+                value.batched = False
+        elif step.glue:
+            for value in step.outputs:
+                value.batched = True
+        elif isinstance(step.operation, keras.layers.Layer):
+            _check_layer(step)
+        else:
+            _check_operation(step)
+
+
+def same_rows(whole, part, rows, rtol=1e-4, atol=1e-5):
+    """Whether `part`, computed from `rows` alone, equals those rows of `whole`.
+
+    Args:
+        whole: structure of arrays, axis 0 the batch.
+        part: the same structure, computed from the batch's `rows` only.
+        rows: integer array.
+        rtol, atol: tolerances, as in `numpy.allclose`.
+    """
+    for one, other in zip(tree.flatten(whole), tree.flatten(part), strict=True):
+        one, other = np.asarray(one), np.asarray(other)
+        if one.ndim == 0 or one.shape[0] <= rows.max():
+            return False
+        expected = one[rows]
+        if expected.shape != other.shape:
+            return False
+        if expected.dtype.kind in "fV":  # V: bfloat16 and its like
+            close = np.allclose(
+                expected.astype("float64"),
+                other.astype("float64"),
+                rtol=rtol,
+                atol=atol,
+                equal_nan=True,
+            )
+        else:
+            close = np.array_equal(expected, other)
+        if not close:
+            return False
+    return True
+
+
+def _check_layer(step):
+    layer = step.operation
+    if getattr(layer, "stateful", False):
+        raise ValueError(
+            f"Layer '{layer.name}' keeps a state for every row of the batch "
+            "(`stateful=True`), so samples cannot leave the batch one by one. "
+            "Use `stateful=False`."
+        )
+    module = type(layer).__module__
+    if module.startswith(("keras.", "keras_dynamic.")):
+        _check_axis(step)
+        # Layers keep the batch where it is.
+        for value in step.outputs:
+            value.batched = len(value.spec.shape) > 0 and value.spec.shape[0] is None
+        return
+
+    def enlarged(value):
+        shape = value.spec.shape
+        if value.batched:
+            shape = (_TELLTALE_BATCH, *shape[1:])
+        return keras.KerasTensor(shape, value.spec.dtype)
+
+    specs = infer_step(step, {value: enlarged(value) for value in step.inputs})
+    if specs is None:  # no shape to be had that way: believe the recorded one
+        return
+    for value, spec in zip(step.outputs, specs, strict=True):
+        value.batched = len(spec.shape) > 0 and spec.shape[0] == _TELLTALE_BATCH
+        elsewhere = [
+            axis
+            for axis, size in enumerate(spec.shape)
+            if size is not None
+            and size % _TELLTALE_BATCH == 0
+            and (axis > 0 or size > _TELLTALE_BATCH)
+        ]
+        if elsewhere:
+            value.misplaced = elsewhere[0]
+
+
+def _check_axis(step):
+    layer, rank = step.operation, len(step.inputs[0].spec.shape)
+    for attribute in ("axis", "axes"):
+        axes = getattr(layer, attribute, None)
+        axes = axes if isinstance(axes, (list, tuple)) else [axes]
+        if any(type(axis) is int and axis % rank == 0 for axis in axes):
+            raise ValueError(
+                f"Layer '{layer.name}' ({type(layer).__name__}) works along the batch "
+                f"axis, so samples cannot leave the batch one by one. Received: "
+                f"{attribute}={getattr(layer, attribute)} for an input of shape "
+                f"{tuple(step.inputs[0].spec.shape)}."
+            )
+
+
+def _check_operation(step):
+    for value in step.outputs:
+        value.batched = len(value.spec.shape) > 0 and value.spec.shape[0] is None
+    if all(value.batched for value in step.outputs) and not _mixes_rows(step):
+        return
+    shapes = [tuple(value.spec.shape) for value in step.inputs]
+    raise ValueError(
+        f"Operation '{step.name}' (keras.ops, {type(step.operation).__name__}) mixes "
+        "the rows of the batch: what it gives for one sample depends on the others, "
+        "or the batch does not stay on axis 0. Samples then cannot leave the batch "
+        "one by one. Write it so that axis 0 stays the batch (layers such as "
+        f"`Reshape` and `Permute` do). Received: inputs of shapes {shapes}, outputs "
+        f"of shapes {[tuple(value.spec.shape) for value in step.outputs]}."
+    )
+
+
+def _mixes_rows(step):
+    """Tries the operation on three random rows, then on some of them alone."""
+    generator = np.random.default_rng(0)
+
+    def draw(value):
+        sizes = [_TRIAL_SIZE if size is None else size for size in value.spec.shape]
+        if value.batched:
+            sizes[0] = 3
+        dtype = value.spec.dtype
+        if dtype == "bool" or "int" in dtype:
+            return generator.integers(0, 2, sizes).astype(dtype)
+        return generator.uniform(0.1, 0.9, sizes).astype("float32")
+
+    drawn = {value: draw(value) for value in step.inputs}
+
+    def run(rows):
+        def fill(argument):
+            if not isinstance(argument, Value):
+                return argument
+            array = drawn[argument][rows] if argument.batched else drawn[argument]
+            return tf.cast(array, argument.spec.dtype)
+
+        args = tree.map_structure(fill, step.args)
+        kwargs = tree.map_structure(fill, step.kwargs)
+        with tf.init_scope():
+            return tree.map_structure(np.asarray, step.operation(*args, **kwargs))
+
+    failures = (ValueError, TypeError, tf.errors.OpError)
+    try:
+        whole = run(np.arange(3))
+    except failures:
+        # The guessed sizes or values do not fit this operation: nothing is known,
+        # and the probe on real data decides.
+        return False
+    for rows in (np.array([2, 0]), np.array([1])):
+        try:
+            part = run(rows)
+        except failures:
+            return True  # it works on three rows and not on fewer
+        if not same_rows(whole, part, rows):
+            return True
+    return False

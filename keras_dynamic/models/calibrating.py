@@ -1,0 +1,200 @@
+"""Calibration of a model: the dense road once, then temperatures and thresholds."""
+
+import numpy as np
+import tensorflow as tf
+from keras import tree, utils
+
+from keras_dynamic import calibration
+from keras_dynamic._compat import BatchIterator
+from keras_dynamic.models.batch_axis import same_rows
+from keras_dynamic.models.engine import score_exit, who_leaves
+from keras_dynamic.models.inference import first_size
+from keras_dynamic.models.per_exit import target_of_final
+from keras_dynamic.ops.confidence import log_probabilities
+
+__all__ = ["calibrate"]
+
+# Rows that the probe for mixed rows looks at.
+_PROBE_ROWS = 16
+
+
+def calibrate(model, x, y, rule, budget, max_accuracy_drop, batch_size):
+    """See `DynamicModel.calibrate`."""
+    if budget is not None and max_accuracy_drop is not None:
+        raise ValueError(
+            "Give `budget` or `max_accuracy_drop`, not both. Received: "
+            f"budget={budget}, max_accuracy_drop={max_accuracy_drop}."
+        )
+    kinds = model.road.kinds
+    outputs, labels, costs = _dense_answers(model, x, y, batch_size)
+    logs = [
+        log_probabilities(tf.constant(output), kind).numpy()
+        for output, kind in zip(outputs, kinds, strict=True)
+    ]
+    fits = [calibration.fit_temperature(log, labels) for log in logs]
+    temperatures = np.array([fit.temperature for fit in fits], "float32")
+    scores = _scores(rule, outputs, kinds, temperatures)
+
+    num_early = len(outputs) - 1
+    shares = costs.shares()
+    if budget is None and max_accuracy_drop is None:
+        goal = None
+        thresholds = rule.thresholds(num_early)
+        given = [None if v == rule.closed_value else float(v) for v in thresholds]
+    else:
+        goal = ("budget", budget)
+        if budget is None:
+            goal = ("max_accuracy_drop", max_accuracy_drop)
+        given = _chosen(rule, scores, logs, labels, shares, dict([goal]))
+        rule = rule.with_threshold(given)
+    bound = rule.bind(tf.constant(rule.thresholds(num_early)))
+    leaves = [
+        np.asarray(who_leaves(bound, score, exit_index))
+        for exit_index, score in enumerate(scores)
+    ]
+    report = calibration.build_report(
+        log_probabilities=logs,
+        labels=labels,
+        temperatures=fits,
+        exit_index=calibration.exit_indices(leaves),
+        thresholds=given,
+        exit_costs=shares,
+        names=model.exit_names,
+        rule=type(rule).__name__,
+        goal=goal,
+    )
+    # Only now: a failure above leaves the model as it was.
+    model.exit_rule = rule
+    model.calibration_temperatures.assign(temperatures)
+    return report
+
+
+def _dense_answers(model, x, y, batch_size):
+    """Outputs of every exit and the labels, in one pass over the data."""
+    outputs, targets, costs = [], [], None
+    flat = [leaf for leaf in tree.flatten(x) if leaf is not None]
+    if all(getattr(leaf, "shape", (1,))[:1] == (0,) for leaf in flat):
+        raise ValueError("`x` must hold at least one sample. Received: none.")
+    for _, _, batches in BatchIterator(x=x, y=y, batch_size=batch_size):
+        for data in batches:
+            x_batch, y_batch, weight = utils.unpack_x_y_sample_weight(data)
+            if y_batch is None:
+                raise ValueError(
+                    "`y` must be given, by itself or in the batches of `x`. Received: "
+                    f"y={y!r}, x of type {type(x)}."
+                )
+            if weight is not None:
+                raise ValueError(
+                    "`calibrate` takes no sample weights: every sample counts once. "
+                    "Received batches (x, y, sample_weight)."
+                )
+            if first_size(x_batch) == 0:
+                continue
+            if costs is None:
+                costs = model.road.costs_of_batch(x_batch)
+                _probe_rows(model, x_batch)
+            outputs.append(model.predict_on_batch(x_batch))
+            targets.append(np.asarray(target_of_final(y_batch, model.exit_names)))
+    if not outputs:
+        raise ValueError("`x` must hold at least one sample. Received: none.")
+    outputs = [np.concatenate(parts) for parts in zip(*outputs, strict=True)]
+    broken = np.any([~np.isfinite(output).all(axis=-1) for output in outputs], axis=0)
+    if broken.any():
+        raise ValueError(
+            "`x` must give finite outputs at every exit. Received: "
+            f"{int(broken.sum())} of {len(broken)} samples with NaN or infinite "
+            f"outputs, the first at row {int(np.argmax(broken))}."
+        )
+    classes = max(outputs[-1].shape[-1], 2)
+    return outputs, _class_numbers(np.concatenate(targets), classes), costs
+
+
+def _class_numbers(y, classes):
+    """Labels as (n,) ints in [0, classes), from class numbers or one-hot rows."""
+    if y.ndim == 2 and y.shape[1] > 1:
+        one_hot = y.shape[1] == classes and np.isin(y, (0, 1)).all()
+        if not (one_hot and (y.sum(axis=1) == 1).all()):
+            raise ValueError(
+                "`y` must hold class numbers (n,) or one-hot rows (n, "
+                f"{classes}). Received: an array of shape {y.shape}."
+            )
+        return np.argmax(y, axis=1)
+    if y.size != len(y):
+        raise ValueError(
+            f"`y` must hold one label a sample. Received: an array of shape {y.shape}."
+        )
+    y = y.reshape(-1)
+    wrong = ~np.isin(y, np.arange(classes))
+    if wrong.any():
+        raise ValueError(
+            f"`y` must hold class numbers from 0 to {classes - 1}. Received: "
+            f"{y[wrong][0]} at row {int(np.argmax(wrong))}."
+        )
+    return y.astype("int64")
+
+
+def _probe_rows(model, x):
+    """Finds answers that depend on batch-mates: some rows alone, in another order."""
+    size = min(first_size(x), _PROBE_ROWS)
+    if size < 2:
+        return
+    rows = np.random.default_rng(0).permutation(size)[: max(size // 2, 1)]
+
+    def answers(take):
+        picked = tree.map_structure(
+            lambda tensor: None if tensor is None else take(tensor[:size]), x
+        )
+        return model.predict_on_batch(picked)
+
+    whole = answers(lambda tensor: tensor)
+    part = answers(lambda tensor: tf.gather(tensor, rows))
+    loose = model.compute_dtype != "float32"
+    names = []
+    for name, one, other in zip(model.exit_names, whole, part, strict=True):
+        if not same_rows(one, other, rows, *((2e-2, 2e-2) if loose else ())):
+            names.append(name)
+    if names:
+        raise ValueError(
+            "The answer for a sample must not depend on the other samples of its "
+            f"batch, or samples cannot leave one by one. It does at the exits {names}: "
+            "some layer before them mixes rows of the batch (statistics over axis 0, "
+            "BatchNormalization in training mode) or is random at inference."
+        )
+
+
+def _scores(rule, outputs, kinds, temperatures):
+    """(n,) scores at each early exit, as the walk computes them."""
+    rule = rule.bind(tf.zeros(len(outputs) - 1))
+    state = rule.initial_state(tf.constant(len(outputs[0])))
+    scores = []
+    for index in range(len(outputs) - 1):
+        _, score, state = score_exit(
+            rule,
+            state,
+            tf.constant(outputs[index]),
+            kinds[index],
+            temperatures[index],
+            index,
+        )
+        scores.append(score.numpy())
+    return scores
+
+
+def _chosen(rule, scores, logs, labels, shares, goal):
+    """One threshold for each early exit, for the goal."""
+    num_early = len(scores)
+    columns, candidates = [], []
+    for index in range(num_early):
+        tried = rule.candidates(scores[index])
+        candidates.append(tried)
+        decided = []
+        for threshold in tried:
+            value = rule.closed_value if threshold is None else threshold
+            bound = rule.bind(tf.fill([num_early], tf.constant(value, tf.float32)))
+            decided.append(np.asarray(who_leaves(bound, scores[index], index)))
+        columns.append(np.stack(decided, axis=1))
+    correct = np.stack([np.argmax(log, axis=1) == labels for log in logs], axis=1)
+    choice = calibration.choose_thresholds(columns, correct, shares, **goal)
+    return [
+        tried[column] for tried, column in zip(candidates, choice.columns, strict=True)
+    ]

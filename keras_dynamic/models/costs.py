@@ -1,0 +1,138 @@
+"""FLOPs of segments and exits, summed over the graph."""
+
+import dataclasses
+import warnings
+
+import keras
+from keras import tree
+
+from keras_dynamic.models.graph import Value, infer_step
+from keras_dynamic.models.operation_flops import operation_flops
+from keras_dynamic.models.segments import needed_steps
+
+__all__ = ["Costs", "compute_costs"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Costs:
+    """FLOPs a sample, 2 for a multiply-add.
+
+    Attributes:
+        segments: of each segment, its exit's head included.
+        exits: to leave at each exit: all segments up to it, heads passed included.
+        heads: what each exit needs and nothing after it does.
+        reference: of the final output alone, without any early head.
+        unknown: names of operations that could not be counted.
+    """
+
+    segments: tuple[int, ...]
+    exits: tuple[int, ...]
+    heads: tuple[int, ...]
+    reference: int
+    unknown: tuple[str, ...] = ()
+
+    def shares(self):
+        """Cost of leaving at each exit over the plain network's, floats."""
+        return tuple(cost / self.reference for cost in self.exits)
+
+
+def compute_costs(graph, segments, input_shapes=None):
+    """Counts the FLOPs of a cut graph.
+
+    Args:
+        graph: a `Graph` marked by `check_rows`.
+        segments: its `Segment`s.
+        input_shapes: flat list of shapes without the batch axis, in the order of
+            `graph.inputs`, for sizes that the graph leaves open. Defaults to the
+            graph's own.
+
+    Returns:
+        `Costs`. Operations that cannot be counted are named in one warning.
+
+    Raises:
+        ValueError: if a size is unknown, or a shape does not fit the inputs.
+    """
+    specs = _static_specs(graph, input_shapes)
+    counted, unknown = {}, []
+    for step in graph.steps:
+        flops = 0 if step.glue else _step_flops(step, specs)
+        if flops is None:
+            unknown.append(f"'{step.name}' ({type(step.operation).__name__})")
+            flops = 0
+        counted[step] = flops
+    if unknown:
+        warnings.warn(
+            "The costs leave out operations whose FLOPs cannot be counted: "
+            f"{', '.join(unknown)}. Give such a layer a method "
+            "`compute_flops(input_shape)` that returns its FLOPs for one sample.",
+            stacklevel=2,
+        )
+
+    def total(steps):
+        return sum(counted[step] for step in steps)
+
+    per_segment = [total(segment.steps) for segment in segments]
+    exits = [sum(per_segment[: index + 1]) for index in range(len(segments))]
+    heads = []
+    for index, segment in enumerate(segments):
+        later = set(needed_steps(graph, graph.outputs[index + 1 :]))
+        heads.append(total(step for step in segment.steps if step not in later))
+    reference = total(needed_steps(graph, graph.outputs[-1:]))
+    return Costs(
+        tuple(per_segment), tuple(exits), tuple(heads), reference, tuple(unknown)
+    )
+
+
+def _static_specs(graph, input_shapes):
+    """A symbolic tensor of fully known shape, batch 1, for every value."""
+    specs = {}
+    for index, value in enumerate(graph.inputs):
+        shape = tuple(value.spec.shape[1:])
+        if input_shapes is not None:
+            given = tuple(input_shapes[index])
+            fits = len(given) == len(shape) and all(
+                known in (None, size) for known, size in zip(shape, given, strict=True)
+            )
+            if not fits:
+                raise ValueError(
+                    f"`input_shape` of input '{value.name}' must fit {shape}. "
+                    f"Received: {given}."
+                )
+            shape = given
+        if None in shape:
+            raise ValueError(
+                f"The cost depends on the size of input '{value.name}', which is "
+                f"unknown: {shape}. Give it: `model.compute_costs(input_shape=...)`."
+            )
+        specs[value] = keras.KerasTensor((1, *shape), value.spec.dtype)
+    for step in graph.steps:
+        known = [_with_batch_of_one(value) for value in step.outputs]
+        if any(None in spec.shape for spec in known):
+            inferred = infer_step(step, specs)
+            if inferred is None or any(None in spec.shape for spec in inferred):
+                raise ValueError(
+                    f"The cost of '{step.name}' cannot be told, since its output's "
+                    f"size is unknown: {tuple(step.outputs[0].spec.shape)}."
+                )
+            known = inferred
+        specs.update(zip(step.outputs, known, strict=True))
+    return specs
+
+
+def _with_batch_of_one(value):
+    shape = tuple(value.spec.shape)
+    if value.batched:
+        shape = (1, *shape[1:])
+    return keras.KerasTensor(shape, value.spec.dtype)
+
+
+def _step_flops(step, specs):
+    def fill(argument):
+        return specs[argument] if isinstance(argument, Value) else argument
+
+    return operation_flops(
+        step.operation,
+        tree.map_structure(fill, step.args),
+        tree.map_structure(fill, step.kwargs),
+        [specs[value] for value in step.outputs],
+    )

@@ -1,0 +1,425 @@
+"""DynamicModel: a functional Keras model that can stop early."""
+
+import zlib
+
+import keras
+import numpy as np
+from keras import tree
+
+from keras_dynamic import _compat
+from keras_dynamic.layers.early_exit import EarlyExit
+from keras_dynamic.models import calibrating, inference, rules
+from keras_dynamic.models.exit_table import exit_table
+from keras_dynamic.models.heads import check_against_loss
+from keras_dynamic.models.per_exit import (
+    entries_of_final,
+    losses_each,
+    metrics_each,
+    targets_each,
+    weights_each,
+)
+from keras_dynamic.models.road import Road
+
+__all__ = ["DynamicModel"]
+
+
+@keras.saving.register_keras_serializable(package="keras_dynamic")
+class DynamicModel(keras.Model):
+    """A functional model with early exits that runs only as far as it has to.
+
+    It is made like `keras.Model` and is one: `fit`, `evaluate`, `predict`, `save`
+    and the rest work on all exits at once. With one loss and one `y` the objective
+    is sum_e lambda_e L(y, y_e) + L(y, y_final) + all `add_loss` terms, lambda_e being
+    the `loss_weight` of the `EarlyExit` that output e descends from (1 for other
+    heads). Metrics are named after their exit (`exit_1_accuracy`); the last exit's
+    have their plain names (`accuracy`).
+
+    `predict_dynamic` takes the sparse road: after each exit only the samples that
+    the rule keeps go on. Each sample gets the answer that `predict` followed by the
+    same rule would have given.
+
+    Args:
+        inputs: `keras.Input` tensor(s): one, a list or a dict.
+        outputs: list of at least two tensors (batch, units), the exits in the order
+            of their depth; the last is the final one.
+        exit_rule: the `kd.rules.ExitRule` in force, or its name. Defaults to `None`,
+            `MaxProbability(0.9)`.
+        name: string, the model's name.
+
+    Raises:
+        ValueError: for fewer than two outputs, outputs of different shapes, an input
+            with a fixed batch size, an operation that mixes rows of the batch, a
+            graph that cannot be cut, or an `EarlyExit` that was called with targets.
+
+    Example:
+
+    ```python
+    inputs = keras.Input((8, 8, 1))
+    h = keras.layers.Conv2D(8, 3, activation="relu")(inputs)
+    y1 = kd.EarlyExit(10, loss_weight=0.5, name="exit_1")(h)
+    h = keras.layers.Conv2D(16, 3, activation="relu")(h)
+    y2 = keras.layers.Dense(10, "softmax", name="final")(keras.layers.Flatten()(h))
+    model = kd.DynamicModel(inputs, [y1, y2])
+    model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
+    x, y = np.random.rand(64, 8, 8, 1), np.random.randint(0, 10, 64)
+    model.fit(x, y, verbose=0)
+    report = model.calibrate(x, y, max_accuracy_drop=0.01)
+    print(model.predict_dynamic(x, verbose=0))
+    ```
+
+    Reference:
+        Teerapittayanon, McDanel and Kung, "BranchyNet: Fast inference via early
+        exiting from deep neural networks", ICPR 2016; Scardapane, Scarpiniti,
+        Baccarelli and Uncini, "Why should we add early exits to neural networks?",
+        Cognitive Computation, 2020.
+    """
+
+    # Keras rebuilds a model from its config only where the signature is literally
+    # `*args, **kwargs` (`Model.from_config`).
+    def __init__(self, *args, exit_rule=None, **kwargs):
+        if not _is_functional_call(args, kwargs):
+            raise ValueError(
+                "`DynamicModel` is functional: make it as `DynamicModel(inputs, "
+                "[exit_1, ..., final])` from Keras tensors. Received: "
+                f"args={args}, kwargs={sorted(kwargs)}."
+            )
+        super().__init__(*args, **kwargs)
+        _check_inputs(self.inputs)
+        _check_outputs(self.outputs, self.output)
+        self.road = Road(self)
+        _check_exits(self.road)
+        # Keras names losses, metrics and targets after these.
+        self.output_names = self.exit_names
+        num_exits = len(self.exit_names)
+        self.exit_thresholds = self._own_weight("exit_thresholds", (num_exits - 1,))
+        self.calibration_temperatures = self._own_weight(
+            "calibration_temperatures", (num_exits,)
+        )
+        self._rule_code = self._own_weight("exit_rule_code", (), "int32")
+        self.calibration_temperatures.assign(np.ones(num_exits))
+        if isinstance(exit_rule, dict):  # from a config
+            exit_rule = keras.saving.deserialize_keras_object(exit_rule)
+        self.exit_rule = exit_rule or rules.MaxProbability()
+
+    @property
+    def exit_names(self):
+        """Names of the exits, the final one last."""
+        return [head.name for head in self.road.heads]
+
+    @property
+    def exit_costs(self):
+        """(exits,) int64, FLOPs to leave at each exit, the heads passed included."""
+        return np.array(self.compute_costs().exits, "int64")
+
+    @property
+    def exit_rule(self):
+        """The rule in force, with the thresholds that the weights hold now."""
+        rule = self._rule
+        if int(self._rule_code) != _code(rule):
+            raise RuntimeError(
+                "The weights loaded into this model hold thresholds of another kind of "
+                f"rule than the {type(rule).__name__} that it was made with. Assign "
+                "the right rule to `model.exit_rule`, or calibrate again."
+            )
+        given = rule.thresholds(len(self.exit_names) - 1)
+        current = np.asarray(self.exit_thresholds)
+        if np.array_equal(given, current):
+            return rule
+        return rule.with_threshold(
+            [None if v == rule.closed_value else float(v) for v in current]
+        )
+
+    @exit_rule.setter
+    def exit_rule(self, rule):
+        rule = rules.get(rule)
+        self.exit_thresholds.assign(rule.thresholds(len(self.exit_names) - 1))
+        self._rule_code.assign(_code(rule))
+        self._rule = rule
+
+    def compile(
+        self,
+        optimizer="rmsprop",
+        loss=None,
+        loss_weights=None,
+        metrics=None,
+        weighted_metrics=None,
+        **kwargs,
+    ):
+        """Configures training, as `keras.Model.compile` does.
+
+        Args:
+            optimizer: as in Keras. Defaults to `"rmsprop"`.
+            loss: one loss for every exit, or a list or dict with one for each, as
+                Keras means it.
+            loss_weights: list (one an exit) or dict by exit name; overrides the
+                exits' own `loss_weight`. Defaults to `None`, the exits' own.
+            metrics, weighted_metrics: with one loss a flat list applies to every
+                exit; a list of lists or a dict is one entry an exit, as in Keras.
+            **kwargs: `jit_compile`, `run_eagerly` and the rest, as in Keras.
+
+        Raises:
+            ValueError: if a loss expects logits where a head gives probabilities, or
+                the other way round.
+        """
+        given = dict(
+            optimizer=optimizer,
+            loss=loss,
+            loss_weights=loss_weights,
+            metrics=metrics,
+            weighted_metrics=weighted_metrics,
+            **kwargs,
+        )
+        names = self.exit_names
+        losses = losses_each(loss, names)
+        if losses is not None:
+            self.road.kinds = [
+                check_against_loss(head, item)
+                for head, item in zip(self.road.heads, losses, strict=True)
+            ]
+        one_loss = loss is not None and not tree.is_nested(loss)
+        metrics = metrics_each(metrics, names, one_loss)
+        weighted_metrics = metrics_each(weighted_metrics, names, one_loss)
+        super().compile(
+            optimizer,
+            loss=losses,
+            loss_weights=weights_each(loss_weights, self.road.heads, losses),
+            metrics=metrics,
+            weighted_metrics=weighted_metrics,
+            **kwargs,
+        )
+        self.road.final = {
+            "loss": losses[-1] if losses else None,
+            "metrics": entries_of_final(metrics, names),
+            "weighted_metrics": entries_of_final(weighted_metrics, names),
+        }
+        _compat.replace_compile_config(self, **given)
+
+    def compile_from_config(self, config):
+        config = keras.saving.deserialize_keras_object(config)
+        self.compile(**config)
+        if self.optimizer is not None and self.built:
+            # Else the optimizer's state in a file has nowhere to go.
+            self.optimizer.build(self.trainable_variables)
+
+    def compute_loss(
+        self, x=None, y=None, y_pred=None, sample_weight=None, training=True
+    ):
+        y = targets_each(y, self.exit_names)
+        return super().compute_loss(x, y, y_pred, sample_weight, training)
+
+    def compute_metrics(self, x, y, y_pred, sample_weight=None):
+        y = targets_each(y, self.exit_names)
+        prefixes = [f"{name}_" for name in self.exit_names[:-1]] + [""]
+        _compat.rename_metrics_by_exit(self, y, y_pred, prefixes)
+        return super().compute_metrics(x, y, y_pred, sample_weight)
+
+    def predict_dynamic(
+        self,
+        x,
+        batch_size=None,
+        verbose="auto",
+        steps=None,
+        callbacks=None,
+        rule=None,
+    ):
+        """Answers each sample at the first exit where the rule lets it leave.
+
+        Args:
+            x: as in `predict`: array(s), a dict, `tf.data.Dataset`, `PyDataset` or
+                generator.
+            batch_size: int or `None` (32), as in `predict`.
+            verbose: `"auto"`, 0, 1 or 2, as in `predict`.
+            steps: int or `None`, as in `predict`.
+            callbacks: list of callbacks; `on_predict_*` are called.
+            rule: an `ExitRule` or its name in place of `exit_rule`, this once.
+                Defaults to `None`.
+
+        Returns:
+            A `kd.DynamicPrediction`, rows in the order of the input.
+
+        Raises:
+            ValueError: if a head gives neither logits nor probabilities.
+        """
+        return inference.predict_dynamic(
+            self, x, batch_size, verbose, steps, callbacks, rule
+        )
+
+    def evaluate_dynamic(
+        self,
+        x,
+        y=None,
+        batch_size=None,
+        verbose="auto",
+        sample_weight=None,
+        steps=None,
+        callbacks=None,
+        rule=None,
+    ):
+        """The compiled loss and metrics of the answers of the dynamic road.
+
+        Args:
+            x, y, sample_weight: as in `evaluate`; one `y`.
+            batch_size, verbose, steps: as in `evaluate`.
+            callbacks: list of callbacks; `on_test_*` are called.
+            rule: as in `predict_dynamic`.
+
+        Returns:
+            A dict: `loss` and the final exit's metrics, computed on the answers;
+            `mean_cost` (1.0 is the plain network); `exit_rates`, a list.
+
+        Raises:
+            RuntimeError: before `compile`.
+            ValueError: without targets.
+        """
+        if not self.compiled:
+            raise RuntimeError("Call `compile` before `evaluate_dynamic`.")
+        return inference.evaluate_dynamic(
+            self, x, y, batch_size, verbose, sample_weight, steps, callbacks, rule
+        )
+
+    def calibrate(
+        self,
+        x,
+        y=None,
+        rule="max_probability",
+        budget=None,
+        max_accuracy_drop=None,
+        batch_size=None,
+    ):
+        """Fits temperatures and chooses thresholds on held-out data.
+
+        Args:
+            x: as in `predict`; a dataset may yield (x, y).
+            y: labels, (n,) class numbers or (n, classes) one-hot.
+            rule: name of a rule, or an `ExitRule`. Defaults to `"max_probability"`.
+            budget: float > 0, the largest `mean_cost` wished for, 1.0 being the plain
+                network: the most accurate thresholds within it are chosen.
+            max_accuracy_drop: float in [0, 1), how much below the final exit's
+                accuracy the dynamic one may lie on this data: the cheapest
+                thresholds within it are chosen. Give this or `budget`; with neither,
+                the rule keeps the thresholds that it has.
+            batch_size: int or `None`, as in `predict`.
+
+        Returns:
+            A `kd.calibration.CalibrationReport`; `print` it.
+
+        Raises:
+            RuntimeError: before `compile`.
+            ValueError: for no samples, labels outside the classes, both goals at
+                once, a goal that cannot be reached (it says what can), or a model
+                whose answer for one sample depends on its batch-mates.
+
+        Reference:
+            Guo, Pleiss, Sun and Weinberger, "On Calibration of Modern Neural
+            Networks", ICML 2017 (temperatures, here one an exit and bounded).
+        """
+        if not self.compiled:
+            raise RuntimeError("Call `compile` before `calibrate`.")
+        return calibrating.calibrate(
+            self, x, y, rules.get(rule), budget, max_accuracy_drop, batch_size
+        )
+
+    def compute_costs(self, input_shape=None):
+        """FLOPs of segments, exits and heads for one sample.
+
+        Args:
+            input_shape: shape of one sample without the batch axis (a list of them
+                in the order of `model.inputs` for several inputs), for sizes that
+                the model leaves open. Defaults to `None`, the model's own.
+
+        Returns:
+            `Costs` with `segments`, `exits`, `heads`, `reference`, `unknown`.
+
+        Raises:
+            ValueError: if a size is unknown and not given.
+        """
+        if input_shape is not None and (
+            not input_shape or not isinstance(input_shape[0], (list, tuple))
+        ):
+            input_shape = [input_shape]
+        return self.road.costs(input_shape and tuple(map(tuple, input_shape)))
+
+    def summary(self, *args, print_fn=None, **kwargs):
+        """Keras' summary, then the exits with their share of the cost."""
+        super().summary(*args, print_fn=print_fn, **kwargs)
+        (print_fn or print)(exit_table(self.road))
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "exit_rule": keras.saving.serialize_keras_object(self.exit_rule),
+        }
+
+    def _own_weight(self, name, shape, dtype="float32"):
+        return self.add_weight(
+            shape=shape,
+            initializer="zeros",
+            dtype=dtype,
+            trainable=False,
+            autocast=False,
+            name=name,
+        )
+
+
+def _is_functional_call(args, kwargs):
+    given = len(args) + sum(name in kwargs for name in ("inputs", "outputs"))
+    return given >= 2
+
+
+def _check_inputs(inputs):
+    for tensor in inputs:
+        if tensor.shape[0] is not None:
+            raise ValueError(
+                "`inputs` must leave the batch size free, since samples leave the "
+                f"batch. Received: input '{tensor.name}' of shape {tensor.shape}."
+            )
+        if getattr(tensor, "sparse", False) or getattr(tensor, "ragged", False):
+            raise ValueError(
+                "`inputs` must be dense: the rows of a sparse or ragged tensor cannot "
+                f"be taken at an exit. Received: input '{tensor.name}'."
+            )
+
+
+def _check_outputs(outputs, structure):
+    if isinstance(structure, dict):
+        raise ValueError(
+            "`outputs` must be a list: the exits have an order. Received a dict with "
+            f"keys {list(structure)}."
+        )
+    if len(outputs) < 2:
+        raise ValueError(
+            "`outputs` must hold at least one early exit and the final output. "
+            f"Received: {len(outputs)} output. For a network without exits use "
+            "`keras.Model`."
+        )
+    shapes = [tuple(tensor.shape) for tensor in outputs]
+    if len(set(shapes)) > 1 or len(shapes[0]) != 2 or shapes[0][1] is None:
+        raise ValueError(
+            "`outputs` must all have the same shape (batch, units). Received shapes: "
+            f"{shapes}."
+        )
+    if len({id(tensor) for tensor in outputs}) < len(outputs):
+        names = [tensor.name for tensor in outputs]
+        raise ValueError(
+            f"`outputs` must be different tensors. Received one twice: {names}."
+        )
+
+
+def _check_exits(road):
+    for segment in road.segments:
+        for step in segment.steps:
+            targets = step.kwargs.get("targets")
+            if len(step.args) > 1:
+                targets = step.args[1]
+            if isinstance(step.operation, EarlyExit) and targets is not None:
+                raise ValueError(
+                    f"Exit '{step.name}' was called with `targets`, so that its loss "
+                    "would count twice: `DynamicModel` adds it already. Call the exit "
+                    "without targets."
+                )
+
+
+def _code(rule):
+    """A number for the rule's class, kept beside the thresholds in weight files."""
+    name = keras.saving.get_registered_name(type(rule))
+    return zlib.crc32(name.encode()) & 0x7FFFFFFF

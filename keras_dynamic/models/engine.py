@@ -1,0 +1,214 @@
+"""The walk: segment, exit, rule, survivors. The only file that moves rows.
+
+One batch goes through in one TensorFlow function: segments that nobody reaches lie
+in untaken branches of a conditional, and no count of survivors travels to the host.
+"""
+
+import tensorflow as tf
+from keras import tree
+
+from keras_dynamic._compat import get_mask, set_mask
+from keras_dynamic.models.graph import run_steps
+from keras_dynamic.ops.confidence import calibrated_probabilities
+
+__all__ = ["Walk", "score_exit", "who_leaves"]
+
+
+def score_exit(rule, state, outputs, kind, temperature, exit_index):
+    """Scores one exit's outputs under a rule; both roads use it.
+
+    Args:
+        rule: an `ExitRule`.
+        state: the rows' memory.
+        outputs: (batch, units), the head's outputs.
+        kind: "probabilities" or "logits".
+        temperature: scalar calibration temperature.
+        exit_index: int.
+
+    Returns:
+        (probabilities, score, state); a row with a NaN has a NaN score.
+    """
+    probabilities = calibrated_probabilities(outputs, kind, temperature)
+    score, state = rule.update(state, probabilities, exit_index)
+    broken = tf.reduce_any(tf.math.is_nan(probabilities), axis=-1)
+    score = tf.where(broken, float("nan"), tf.cast(score, tf.float32))
+    return probabilities, score, state
+
+
+def who_leaves(rule, score, exit_index):
+    """(batch,) bool under a bound rule; a row with a NaN score never leaves."""
+    return rule.leaves(score, exit_index) & ~tf.math.is_nan(score)
+
+
+class Walk:
+    """The dynamic road of a cut graph under one rule, as a compiled function.
+
+    Args:
+        segments: `Segment`s in order.
+        kinds: "probabilities" or "logits", one a segment.
+        rule: an `ExitRule`; its thresholds come with each call.
+        intake: a `keras.Model` from what the user feeds to the flat list of inputs;
+            it casts and checks as any Keras model does.
+        inputs: the graph's input values.
+    """
+
+    def __init__(self, segments, kinds, rule, intake, inputs):
+        self.segments = segments
+        self.kinds = kinds
+        self.rule = rule
+        self.intake = intake
+        self.inputs = inputs
+        self._functions = {}
+
+    def __call__(self, x, thresholds, temperatures, eagerly=False):
+        """Walks one batch.
+
+        Args:
+            x: a batch as the model takes it, tensors.
+            thresholds: (exits - 1,) float32.
+            temperatures: (exits,) float32.
+            eagerly: run without compiling, for debugging.
+
+        Returns:
+            A dict of tensors: outputs, probabilities (batch, units), exit_index,
+            confidence (batch,), segment_rows (exits,).
+        """
+        flat = tree.flatten(x)
+        given = [tensor for tensor in flat if tensor is not None]
+        if eagerly:
+            return self._walk(x, thresholds, temperatures)
+        specs = [self._spec(tensor) for tensor in given]
+        key = str((tree.map_structure(lambda t: t is None, x), specs))
+        if key not in self._functions:
+            self._functions[key] = self._compiled(x, specs)
+        return self._functions[key](given, thresholds, temperatures)
+
+    def _compiled(self, x, specs):
+        """The walk as one trace for all batch sizes, thresholds and temperatures."""
+        flat = tree.flatten(x)
+        absent = [tensor is None for tensor in flat]
+
+        def walk(given, thresholds, temperatures):
+            given = iter(given)
+            filled = [None if missing else next(given) for missing in absent]
+            packed = tree.pack_sequence_as(x, filled)
+            return self._walk(packed, thresholds, temperatures)
+
+        num_exits = len(self.segments)
+        return tf.function(
+            walk,
+            autograph=False,
+            input_signature=[
+                specs,
+                tf.TensorSpec([num_exits - 1], tf.float32),
+                tf.TensorSpec([num_exits], tf.float32),
+            ],
+        )
+
+    def _spec(self, tensor):
+        """The batch axis is left open; so are sizes that the model leaves open."""
+        open_sizes = any(None in value.spec.shape[1:] for value in self.inputs)
+        inner = [None] * (len(tensor.shape) - 1) if open_sizes else tensor.shape[1:]
+        return tf.TensorSpec([None, *inner], tensor.dtype)
+
+    def _walk(self, x, thresholds, temperatures):
+        fed = tree.flatten(self.intake(x, training=False))
+        values = dict(zip(self.inputs, fed, strict=True))
+        num_rows = tf.shape(next(tensor for tensor in fed if tensor is not None))[0]
+        rule = self.rule.bind(thresholds)
+        return self._stage(
+            0,
+            values,
+            tf.range(num_rows),
+            rule.initial_state(num_rows),
+            None,
+            rule,
+            temperatures,
+        )
+
+    def _stage(self, index, values, rows, state, answers, rule, temperatures):
+        """Runs segment `index` on the rows that reached it, and all after it.
+
+        Args:
+            values: dict from `Value` to the survivors' tensor.
+            rows: (survivors,) int32, where they stood in the batch.
+            state: the rule's memory of the survivors.
+            answers: what is known so far, for the whole batch; None at the start.
+        """
+        segment, last = self.segments[index], len(self.segments) - 1
+        values = dict(values)
+        run_steps(segment.steps, values)
+        outputs = values[segment.exit]
+        probabilities, score, state = score_exit(
+            rule, state, outputs, self.kinds[index], temperatures[index], index
+        )
+        found = {
+            "outputs": outputs,
+            "probabilities": probabilities,
+            "exit_index": tf.fill(tf.shape(rows), index),
+            "confidence": score,
+        }
+        answers = self._write(answers, rows, found, index)
+        if index == last:
+            return answers
+        staying = tf.where(~who_leaves(rule, score, index))[:, 0]
+        live = {value: values[value] for value in segment.live}
+        nobody_left = tf.equal(tf.size(staying), tf.size(rows))
+
+        def go_on():
+            kept, kept_rows, kept_state = _take(
+                live, rows, state, staying, nobody_left
+            )
+            return self._stage(
+                index + 1, kept, kept_rows, kept_state, answers, rule, temperatures
+            )
+
+        return tf.cond(tf.size(staying) > 0, go_on, lambda: answers)
+
+    def _write(self, answers, rows, found, index):
+        """Writes what this exit says of every row that is here.
+
+        Those who stay are overwritten by a later exit; that costs less than to sort
+        out who leaves.
+        """
+        num_exits = len(self.segments)
+        computed = tf.one_hot(index, num_exits, dtype=tf.int32) * tf.size(rows)
+        if answers is None:
+            found["outputs"] = tf.cast(found["outputs"], self._output_dtype)
+            return {**found, "segment_rows": computed}
+        written = {
+            name: tf.tensor_scatter_nd_update(
+                answers[name], rows[:, None], tf.cast(tensor, answers[name].dtype)
+            )
+            for name, tensor in found.items()
+        }
+        written["segment_rows"] = answers["segment_rows"] + computed
+        return written
+
+    @property
+    def _output_dtype(self):
+        dtypes = {segment.exit.spec.dtype for segment in self.segments}
+        return dtypes.pop() if len(dtypes) == 1 else "float32"
+
+
+def _take(live, rows, state, staying, nobody_left):
+    """The rows `staying` of all that lives on; all of it where nobody left."""
+    gathered = {value: t for value, t in live.items() if _moves(value, t)}
+    masks = {value: get_mask(tensor) for value, tensor in gathered.items()}
+    masks = {value: mask for value, mask in masks.items() if mask is not None}
+    moving = [list(gathered.values()), list(masks.values()), rows, state]
+    moved = tf.cond(
+        nobody_left,
+        lambda: tf.nest.map_structure(tf.identity, moving),
+        lambda: tf.nest.map_structure(lambda t: tf.gather(t, staying), moving),
+    )
+    tensors, kept_masks, rows, state = moved
+    kept = dict(live)
+    kept.update(zip(gathered, tensors, strict=True))
+    for value, mask in zip(masks, kept_masks, strict=True):
+        set_mask(kept[value], mask)
+    return kept, rows, state
+
+
+def _moves(value, tensor):
+    return value.batched and tensor is not None

@@ -1,0 +1,226 @@
+"""A functional model as a flat list of calls, nested models inlined.
+
+The graph is a description only: making it calls no layer and leaves no trace on
+the model, so that two models may share layers and a nested model may be called
+twice.
+"""
+
+import dataclasses
+from typing import Any
+
+import keras
+from keras import ops, tree
+
+from keras_dynamic._compat import functional_nodes, functional_of, get_mask, set_mask
+
+__all__ = ["Graph", "Step", "Value", "build_graph", "infer_step", "run_steps"]
+
+
+class Value:
+    """A tensor of the graph: produced by one step or fed as an input.
+
+    Attributes:
+        name: text for messages, the producing layer's name.
+        spec: the symbolic `keras.KerasTensor`.
+        batched: whether axis 0 is the batch; such values are gathered at an exit,
+            the others are passed on whole.
+        misplaced: the axis on which the batch lies where that is not axis 0 (or
+            0 where the batch is merged with another axis there); else None.
+    """
+
+    def __init__(self, name, spec):
+        self.name = name
+        self.spec = spec
+        self.batched = len(spec.shape) > 0 and spec.shape[0] is None
+        self.misplaced = None
+
+    def __repr__(self):
+        return f"<Value {self.name} {tuple(self.spec.shape)}>"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Step:
+    """One call of an operation: `operation(*args, **kwargs) -> outputs`.
+
+    `args` and `kwargs` are the call's own structures with a `Value` in place of
+    every tensor of the graph. `glue` marks the casts and reshapes that Keras does
+    by itself where a nested model begins.
+    """
+
+    operation: Any
+    args: tuple
+    kwargs: dict
+    outputs: tuple
+    glue: bool = False
+
+    @property
+    def name(self):
+        return getattr(self.operation, "name", type(self.operation).__name__)
+
+    @property
+    def inputs(self):
+        """The values that the call reads, each once, in the order of arguments."""
+        flat = tree.flatten((self.args, self.kwargs))
+        return list(dict.fromkeys(v for v in flat if isinstance(v, Value)))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Graph:
+    """Steps in an order that can be executed, with the values fed and wanted."""
+
+    inputs: tuple
+    outputs: tuple
+    steps: tuple
+
+    def producers(self):
+        """Maps each produced value to its step."""
+        return {value: step for step in self.steps for value in step.outputs}
+
+
+def build_graph(model):
+    """The calls of a functional `model`, in an order that can be executed.
+
+    Nested functional and `Sequential` models are inlined, so that a cut can lie
+    inside them. A nested model that overrides `call` stays one opaque step.
+
+    Args:
+        model: a functional `keras.Model`.
+
+    Returns:
+        A `Graph`, its inputs and outputs in the order of `model.inputs` and
+        `model.outputs`.
+    """
+    inputs = tuple(Value(tensor.name, tensor) for tensor in model.inputs)
+    steps = []
+    outputs = _inline(model, inputs, steps)
+    return Graph(inputs, tuple(outputs), tuple(steps))
+
+
+def run_steps(steps, values):
+    """Executes `steps` in inference mode; adds what they produce to `values`.
+
+    Args:
+        steps: `Step`s whose inputs are in `values` or produced on the way.
+        values: dict from `Value` to tensor (symbolic or concrete), changed in place.
+    """
+
+    def fill(argument):
+        return values[argument] if isinstance(argument, Value) else argument
+
+    for step in steps:
+        args = tree.map_structure(fill, step.args)
+        kwargs = tree.map_structure(fill, step.kwargs)
+        # The call was recorded with the value that `training` had when the model
+        # was put together; `Model.predict` overrides it in the same way.
+        if kwargs.get("training"):
+            kwargs["training"] = False
+        results = tree.flatten(step.operation(*args, **kwargs))
+        values.update(zip(step.outputs, results, strict=True))
+
+
+def infer_step(step, specs):
+    """Shapes of what `step` gives for inputs of other shapes; records nothing.
+
+    Args:
+        step: a `Step`.
+        specs: dict from each input `Value` to a `keras.KerasTensor`.
+
+    Returns:
+        A flat list of `keras.KerasTensor`s, or None where the operation cannot be
+        asked.
+    """
+    operation = step.operation
+
+    def fill(argument):
+        if not isinstance(argument, Value):
+            return argument
+        spec = specs[argument]
+        floating = "float" in spec.dtype
+        if isinstance(operation, keras.layers.Layer) and operation.autocast:
+            # What `Layer.__call__` does to its arguments before `call`.
+            dtype = operation.compute_dtype if floating else spec.dtype
+            return keras.KerasTensor(spec.shape, dtype)
+        return spec
+
+    args = tree.map_structure(fill, step.args)
+    kwargs = tree.map_structure(fill, step.kwargs)
+    if step.glue:
+        return tree.flatten(operation(*args, **kwargs))
+    try:
+        return tree.flatten(operation.compute_output_spec(*args, **kwargs))
+    except (ValueError, TypeError, NotImplementedError):
+        return None  # a layer that works only on real tensors, or on other shapes
+
+
+def _inline(functional, inputs, steps):
+    """Appends the steps of `functional` fed with `inputs`; returns its outputs."""
+    values = {
+        id(tensor): value
+        for tensor, value in zip(functional.inputs, inputs, strict=True)
+    }
+
+    def swap(argument):
+        if isinstance(argument, keras.KerasTensor):
+            # An optional input that was not given is None, as in Keras.
+            return values.get(id(argument))
+        return argument
+
+    for operation, args, kwargs, outputs in functional_nodes(functional):
+        args = tree.map_structure(swap, args)
+        kwargs = tree.map_structure(swap, kwargs)
+        inner = functional_of(operation)
+        fed = inner and _inputs_of_nested_call(inner, args, kwargs)
+        if fed:
+            fed = [
+                _standardize(v, t, steps)
+                for v, t in zip(fed, inner.inputs, strict=True)
+            ]
+            produced = _inline(inner, fed, steps)
+        else:
+            produced = [Value(operation.name, tensor) for tensor in outputs]
+            steps.append(Step(operation, args, kwargs, tuple(produced)))
+        values.update(
+            (id(tensor), value) for tensor, value in zip(outputs, produced, strict=True)
+        )
+    return [values[id(tensor)] for tensor in functional.outputs]
+
+
+def _inputs_of_nested_call(inner, args, kwargs):
+    """Flat inputs in `inner.inputs`' order, or None where the call must stay whole."""
+    extra = {k: v for k, v in kwargs.items() if k != "training" and v is not None}
+    if len(args) != 1 or extra:
+        return None
+    given = args[0]
+    expected = inner.input
+    if isinstance(given, dict) and not isinstance(expected, dict):
+        # Keras then feeds by the inputs' names.
+        flat = [given.get(tensor.name) for tensor in inner.inputs]
+    else:
+        flat = tree.flatten(given)
+    fits = len(flat) == len(inner.inputs) and all(isinstance(v, Value) for v in flat)
+    return flat if fits else None
+
+
+def _standardize(value, expected, steps):
+    """Casts and reshapes `value` as a functional model does with what it is fed."""
+    rank, wanted = len(value.spec.shape), len(expected.shape)
+    if value.spec.dtype == expected.dtype and rank == wanted:
+        return value
+
+    def standardize(tensor):
+        mask = get_mask(tensor)
+        result = ops.cast(tensor, expected.dtype)
+        if rank == wanted + 1:
+            result = ops.squeeze(result, axis=-1)
+        elif rank == wanted - 1:
+            result = ops.expand_dims(result, axis=-1)
+        return set_mask(result, mask)
+
+    shape = value.spec.shape
+    if rank == wanted + 1:
+        shape = shape[:-1]
+    elif rank == wanted - 1:
+        shape = (*shape, 1)
+    produced = Value(value.name, keras.KerasTensor(shape, expected.dtype))
+    steps.append(Step(standardize, (value,), {}, (produced,), glue=True))
+    return produced

@@ -1,0 +1,138 @@
+"""One value for the model, or one for each exit: how `compile` and `fit` spread them.
+
+A single loss, metric list or target stands for every exit; a list or dict is one
+entry an exit, as Keras means it for any model with several outputs.
+"""
+
+import keras
+from keras import tree
+
+__all__ = [
+    "entries_of_final",
+    "losses_each",
+    "metrics_each",
+    "own_metric",
+    "target_of_final",
+    "targets_each",
+    "weights_each",
+]
+
+
+def losses_each(loss, names):
+    """A list with the loss of every exit, or None where no loss is given."""
+    if loss is None:
+        return None
+    if isinstance(loss, dict):
+        _check_names("loss", loss, names)
+        return [loss.get(name) for name in names]
+    if isinstance(loss, (list, tuple)):
+        _check_length("loss", loss, names)
+        return list(loss)
+    return [loss] * len(names)
+
+
+def weights_each(loss_weights, heads, losses):
+    """A list with the weight of every exit's loss: numbers, or the exits' variables.
+
+    The variables are handed on as they are, so that a change during `fit` counts.
+    """
+    if losses is None:
+        return loss_weights
+    own = [
+        1.0 if head.exit_layer is None else head.exit_layer.current_loss_weight
+        for head in heads
+    ]
+    names = [head.name for head in heads]
+    if loss_weights is None:
+        return own
+    if isinstance(loss_weights, dict):
+        _check_names("loss_weights", loss_weights, names)
+        return [
+            loss_weights.get(name, weight)
+            for name, weight in zip(names, own, strict=True)
+        ]
+    if not isinstance(loss_weights, (list, tuple)):
+        raise ValueError(
+            "`loss_weights` must be a list with one number for each of the exits "
+            f"{names}, or a dict by their names. Received: {loss_weights!r}."
+        )
+    _check_length("loss_weights", loss_weights, names)
+    return list(loss_weights)
+
+
+def metrics_each(metrics, names, one_loss):
+    """A list with the metrics of every exit; what Keras reads as it is, unchanged."""
+    if not metrics:
+        return None
+    if isinstance(metrics, dict):
+        _check_names("metrics", metrics, names)
+        return [_as_list(metrics.get(name)) for name in names]
+    nested = isinstance(metrics, (list, tuple)) and any(
+        isinstance(entry, (list, tuple)) for entry in metrics
+    )
+    if nested:
+        _check_length("metrics", metrics, names)
+        return [_as_list(entry) for entry in metrics]
+    if not one_loss or not isinstance(metrics, (list, tuple)):
+        return metrics
+    # The last exit takes the user's own objects; a metric has a state, so that the
+    # other exits need copies.
+    copies = [[own_metric(metric) for metric in metrics] for _ in names[:-1]]
+    return [*copies, list(metrics)]
+
+
+def own_metric(metric):
+    """`metric`, or a fresh copy where it is an object with a state."""
+    if isinstance(metric, keras.metrics.Metric):
+        return type(metric).from_config(metric.get_config())
+    return metric
+
+
+def entries_of_final(metrics, names):
+    """The last exit's metrics as a flat list, from what `metrics_each` gave."""
+    if not metrics or len(metrics) != len(names):
+        return []
+    return _as_list(metrics[-1])
+
+
+def targets_each(y, names):
+    """Targets of every exit from one `y`; lists and dicts by exit pass through."""
+    if y is None:
+        return None
+    if isinstance(y, dict) and set(y) == set(names):
+        return [y[name] for name in names]
+    if tree.is_nested(y):
+        return y
+    return [y] * len(names)
+
+
+def target_of_final(y, names):
+    """The last exit's targets."""
+    if isinstance(y, dict):
+        return y[names[-1]]
+    if isinstance(y, (list, tuple)):
+        return y[-1]
+    return y
+
+
+def _as_list(entry):
+    if entry is None:
+        return []
+    return list(entry) if isinstance(entry, (list, tuple)) else [entry]
+
+
+def _check_names(argument, given, names):
+    unknown = sorted(set(given) - set(names))
+    if unknown:
+        raise ValueError(
+            f"`{argument}` must have the exits' names as keys: {names}. Received "
+            f"unknown keys: {unknown}."
+        )
+
+
+def _check_length(argument, given, names):
+    if len(given) != len(names):
+        raise ValueError(
+            f"`{argument}` must have one entry for each of the {len(names)} exits "
+            f"{names}. Received {len(given)} entries: {given}."
+        )

@@ -1,0 +1,1 @@
+"""Pure functions of tensors: no layer, no weight, no hidden seed."""
