@@ -76,6 +76,11 @@ class BatchIterator(EpochIterator):
     def _get_iterator(self):
         return self.data_adapter.get_tf_dataset()
 
+    def _interrupted_warning(self):
+        # Data of unknown length ends when it ends; Keras warns of that as well.
+        if self.steps_per_epoch:
+            super()._interrupted_warning()
+
 
 def replace_compile_config(model, **arguments):
     """Makes `model` save the arguments that its user gave to `compile`.

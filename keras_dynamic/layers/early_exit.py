@@ -153,6 +153,8 @@ class EarlyExit(keras.layers.Layer):
 
     def build(self, input_shape):
         self._check_rank(input_shape)
+        # Once and for all: a batch may know sizes that the model leaves open.
+        self._built_grid = self._grid_for(input_shape)
         features = self._features = self._pooled_features(input_shape)
         self.hidden_layers = []
         for index, width in enumerate(self.hidden_units or []):
@@ -286,19 +288,15 @@ class EarlyExit(keras.layers.Layer):
             pool = masked_max if kind == "max" else masked_mean
             return pool(inputs, mask)
         if rank == 4:
-            grid = self.grid
-            if grid is None:
-                automatic = grid_for_map(
-                    *self._spatial(inputs.shape), inputs.shape[self._channel_axis]
-                )
-                grid = automatic if pooling == "auto" else 1
-            return pool_to_grid(inputs, grid, kind, self.data_format)
+            return pool_to_grid(inputs, self._built_grid, kind, self.data_format)
         axes = (1, 2, 3) if self.data_format == "channels_last" else (2, 3, 4)
         return (ops.max if kind == "max" else ops.mean)(inputs, axis=axes)
 
-    @property
-    def _channel_axis(self):
-        return -1 if self.data_format == "channels_last" else 1
+    def _grid_for(self, input_shape):
+        if self.grid is not None or self.pooling != "auto" or len(input_shape) != 4:
+            return self.grid or 1
+        channel_axis = -1 if self.data_format == "channels_last" else 1
+        return grid_for_map(*self._spatial(input_shape), input_shape[channel_axis])
 
     def _spatial(self, shape):
         last = self.data_format == "channels_last"

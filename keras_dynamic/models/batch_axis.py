@@ -2,7 +2,7 @@
 
 Samples can leave one by one only if every operation treats the rows of its batch
 alike and apart. Layers of Keras do, save for a wrong `axis`; a `keras.ops`
-operation is tried on three random rows. What a layer of the user's own does is
+operation is tried on random rows. What a layer of the user's own does is
 tried on real data, when the model is calibrated.
 """
 
@@ -18,30 +18,43 @@ __all__ = ["check_rows", "same_rows"]
 # A batch size that no real dimension is likely to be a multiple of: where it turns
 # up in an output's shape, there is the batch.
 _TELLTALE_BATCH = 7919
+# Rows of the trial: two of them, and one, are then tried alone.
+_TRIAL_ROWS = 5
 # What an unknown (None) dimension is taken to be in the trial of an operation.
 _TRIAL_SIZE = 4
 
 
 def check_rows(graph):
-    """Marks in `graph` which values carry the batch on axis 0.
+    """Marks in `graph` which values carry the batch on axis 0, and which otherwise.
 
     Args:
-        graph: a `Graph`; the `batched` attribute of its values is set.
+        graph: a `Graph`; `batched` and `misplaced` of its values are set.
 
     Raises:
         ValueError: if an operation mixes rows of the batch; names it.
     """
+    # Shapes with a telltale batch size of the values that carry the batch.
+    shapes = {
+        value: (_TELLTALE_BATCH, *value.spec.shape[1:]) for value in graph.inputs
+    }
     for step in graph.steps:
-        if not any(value.batched for value in step.inputs):
+        carrying = [value for value in step.inputs if value in shapes]
+        if not carrying:
             for value in step.outputs:
                 value.batched = False
-        elif step.glue:
-            for value in step.outputs:
-                value.batched = True
-        elif isinstance(step.operation, keras.layers.Layer):
-            _check_layer(step)
-        else:
+            continue
+        is_layer = isinstance(step.operation, keras.layers.Layer)
+        orderly = all(value.batched for value in carrying)
+        if orderly and not is_layer and not step.glue:
             _check_operation(step)
+        if is_layer:
+            _check_layer(step)
+        trusted = step.glue or not is_layer or _is_known(step.operation)
+        if not (orderly and trusted) or _loses_batch(step):
+            _locate_batch(step, shapes)
+        for value in step.outputs:
+            if value.batched:
+                shapes.setdefault(value, (_TELLTALE_BATCH, *value.spec.shape[1:]))
 
 
 def same_rows(whole, part, rows, rtol=1e-4, atol=1e-5):
@@ -75,6 +88,36 @@ def same_rows(whole, part, rows, rtol=1e-4, atol=1e-5):
     return True
 
 
+def _is_known(layer):
+    """Layers of Keras and of this package leave the batch where it is."""
+    return type(layer).__module__.startswith(("keras.", "keras_dynamic."))
+
+
+def _loses_batch(step):
+    return not all(value.batched for value in step.outputs)
+
+
+def _locate_batch(step, shapes):
+    """Finds the batch in the outputs by a batch size that nothing else has."""
+
+    def enlarged(value):
+        return keras.KerasTensor(shapes.get(value, value.spec.shape), value.spec.dtype)
+
+    specs = infer_step(step, {value: enlarged(value) for value in step.inputs})
+    if specs is None:  # no shape to be had that way: believe the recorded ones
+        return
+    for value, spec in zip(step.outputs, specs, strict=True):
+        holding = [
+            axis
+            for axis, size in enumerate(spec.shape)
+            if size is not None and size > 0 and size % _TELLTALE_BATCH == 0
+        ]
+        value.batched = holding == [0] and spec.shape[0] == _TELLTALE_BATCH
+        value.misplaced = bool(holding) and not value.batched
+        if holding:
+            shapes[value] = spec.shape
+
+
 def _check_layer(step):
     layer = step.operation
     if getattr(layer, "stateful", False):
@@ -83,34 +126,8 @@ def _check_layer(step):
             "(`stateful=True`), so samples cannot leave the batch one by one. "
             "Use `stateful=False`."
         )
-    module = type(layer).__module__
-    if module.startswith(("keras.", "keras_dynamic.")):
+    if _is_known(layer):
         _check_axis(step)
-        # Layers keep the batch where it is.
-        for value in step.outputs:
-            value.batched = len(value.spec.shape) > 0 and value.spec.shape[0] is None
-        return
-
-    def enlarged(value):
-        shape = value.spec.shape
-        if value.batched:
-            shape = (_TELLTALE_BATCH, *shape[1:])
-        return keras.KerasTensor(shape, value.spec.dtype)
-
-    specs = infer_step(step, {value: enlarged(value) for value in step.inputs})
-    if specs is None:  # no shape to be had that way: believe the recorded one
-        return
-    for value, spec in zip(step.outputs, specs, strict=True):
-        value.batched = len(spec.shape) > 0 and spec.shape[0] == _TELLTALE_BATCH
-        elsewhere = [
-            axis
-            for axis, size in enumerate(spec.shape)
-            if size is not None
-            and size % _TELLTALE_BATCH == 0
-            and (axis > 0 or size > _TELLTALE_BATCH)
-        ]
-        if elsewhere:
-            value.misplaced = elsewhere[0]
 
 
 def _check_axis(step):
@@ -128,8 +145,6 @@ def _check_axis(step):
 
 
 def _check_operation(step):
-    for value in step.outputs:
-        value.batched = len(value.spec.shape) > 0 and value.spec.shape[0] is None
     if all(value.batched for value in step.outputs) and not _mixes_rows(step):
         return
     shapes = [tuple(value.spec.shape) for value in step.inputs]
@@ -144,13 +159,13 @@ def _check_operation(step):
 
 
 def _mixes_rows(step):
-    """Tries the operation on three random rows, then on some of them alone."""
+    """Tries the operation on five random rows, then on some of them alone."""
     generator = np.random.default_rng(0)
 
     def draw(value):
         sizes = [_TRIAL_SIZE if size is None else size for size in value.spec.shape]
         if value.batched:
-            sizes[0] = 3
+            sizes[0] = _TRIAL_ROWS
         dtype = value.spec.dtype
         if dtype == "bool" or "int" in dtype:
             return generator.integers(0, 2, sizes).astype(dtype)
@@ -172,16 +187,16 @@ def _mixes_rows(step):
 
     failures = (ValueError, TypeError, tf.errors.OpError)
     try:
-        whole = run(np.arange(3))
+        whole = run(np.arange(_TRIAL_ROWS))
     except failures:
         # The guessed sizes or values do not fit this operation: nothing is known,
         # and the probe on real data decides.
         return False
-    for rows in (np.array([2, 0]), np.array([1])):
+    for rows in (np.array([3, 0]), np.array([1])):
         try:
             part = run(rows)
         except failures:
-            return True  # it works on three rows and not on fewer
+            return True  # it works on five rows and not on fewer
         if not same_rows(whole, part, rows):
             return True
     return False

@@ -7,7 +7,7 @@ from keras import tree, utils
 from keras_dynamic import calibration
 from keras_dynamic._compat import BatchIterator
 from keras_dynamic.models.batch_axis import same_rows
-from keras_dynamic.models.engine import score_exit, who_leaves
+from keras_dynamic.models.engine import rows_with_nan, score_exit, who_leaves
 from keras_dynamic.models.inference import first_size
 from keras_dynamic.models.per_exit import target_of_final
 from keras_dynamic.ops.confidence import log_probabilities
@@ -71,7 +71,7 @@ def calibrate(model, x, y, rule, budget, max_accuracy_drop, batch_size):
 
 def _dense_answers(model, x, y, batch_size):
     """Outputs of every exit and the labels, in one pass over the data."""
-    outputs, targets, costs = [], [], None
+    outputs, targets, broken, costs = [], [], [], None
     flat = [leaf for leaf in tree.flatten(x) if leaf is not None]
     if all(getattr(leaf, "shape", (1,))[:1] == (0,) for leaf in flat):
         raise ValueError("`x` must hold at least one sample. Received: none.")
@@ -93,17 +93,21 @@ def _dense_answers(model, x, y, batch_size):
             if costs is None:
                 costs = model.road.costs_of_batch(x_batch)
                 _probe_rows(model, x_batch)
+            fed = [t for t in tree.flatten(x_batch) if t is not None]
+            broken.append(np.asarray(rows_with_nan(fed, first_size(x_batch))))
             outputs.append(model.predict_on_batch(x_batch))
             targets.append(np.asarray(target_of_final(y_batch, model.exit_names)))
     if not outputs:
         raise ValueError("`x` must hold at least one sample. Received: none.")
     outputs = [np.concatenate(parts) for parts in zip(*outputs, strict=True)]
-    broken = np.any([~np.isfinite(output).all(axis=-1) for output in outputs], axis=0)
+    broken = np.concatenate(broken)
+    for output in outputs:
+        broken |= ~np.isfinite(output).all(axis=-1)
     if broken.any():
         raise ValueError(
-            "`x` must give finite outputs at every exit. Received: "
-            f"{int(broken.sum())} of {len(broken)} samples with NaN or infinite "
-            f"outputs, the first at row {int(np.argmax(broken))}."
+            "`x` must hold no NaN and give finite outputs at every exit. Received: "
+            f"{int(broken.sum())} of {len(broken)} samples that do not, the first at "
+            f"row {int(np.argmax(broken))}."
         )
     classes = max(outputs[-1].shape[-1], 2)
     return outputs, _class_numbers(np.concatenate(targets), classes), costs
@@ -165,12 +169,15 @@ def _probe_rows(model, x):
 def _scores(rule, outputs, kinds, temperatures):
     """(n,) scores at each early exit, as the walk computes them."""
     rule = rule.bind(tf.zeros(len(outputs) - 1))
-    state = rule.initial_state(tf.constant(len(outputs[0])))
+    num_rows = len(outputs[0])
+    state = rule.initial_state(tf.constant(num_rows))
+    sound = tf.zeros([num_rows], tf.bool)
     scores = []
     for index in range(len(outputs) - 1):
         _, score, state = score_exit(
             rule,
             state,
+            sound,
             tf.constant(outputs[index]),
             kinds[index],
             temperatures[index],

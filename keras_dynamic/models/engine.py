@@ -14,23 +14,43 @@ from keras_dynamic.ops.confidence import calibrated_probabilities
 __all__ = ["Walk", "score_exit", "who_leaves"]
 
 
-def score_exit(rule, state, outputs, kind, temperature, exit_index):
+def rows_with_nan(inputs, num_rows):
+    """(batch,) bool: the samples with a NaN in what is fed; they never leave early.
+
+    A NaN may vanish on the way (the maximum of ReLU and of pooling drops it), and the
+    answer of an exit then looks sound.
+
+    Args:
+        inputs: flat list of tensors (batch, ...); None for an absent one.
+        num_rows: scalar int tensor.
+    """
+    broken = tf.zeros([num_rows], tf.bool)
+    for tensor in inputs:
+        if tensor is not None and tensor.dtype.is_floating:
+            axes = list(range(1, len(tensor.shape)))
+            broken |= tf.reduce_any(tf.math.is_nan(tensor), axis=axes)
+    return broken
+
+
+def score_exit(rule, state, broken, outputs, kind, temperature, exit_index):
     """Scores one exit's outputs under a rule; both roads use it.
 
     Args:
         rule: an `ExitRule`.
         state: the rows' memory.
+        broken: (batch,) bool, rows that were fed a NaN.
         outputs: (batch, units), the head's outputs.
         kind: "probabilities" or "logits".
         temperature: scalar calibration temperature.
         exit_index: int.
 
     Returns:
-        (probabilities, score, state); a row with a NaN has a NaN score.
+        (probabilities, score, state); a broken row, or one with a NaN among its
+        probabilities, has a NaN score.
     """
     probabilities = calibrated_probabilities(outputs, kind, temperature)
     score, state = rule.update(state, probabilities, exit_index)
-    broken = tf.reduce_any(tf.math.is_nan(probabilities), axis=-1)
+    broken |= tf.reduce_any(tf.math.is_nan(probabilities), axis=-1)
     score = tf.where(broken, float("nan"), tf.cast(score, tf.float32))
     return probabilities, score, state
 
@@ -120,7 +140,7 @@ class Walk:
             0,
             values,
             tf.range(num_rows),
-            rule.initial_state(num_rows),
+            (rule.initial_state(num_rows), rows_with_nan(fed, num_rows)),
             None,
             rule,
             temperatures,
@@ -132,16 +152,18 @@ class Walk:
         Args:
             values: dict from `Value` to the survivors' tensor.
             rows: (survivors,) int32, where they stood in the batch.
-            state: the rule's memory of the survivors.
+            state: the rule's memory of the survivors, and whether they are broken.
             answers: what is known so far, for the whole batch; None at the start.
         """
         segment, last = self.segments[index], len(self.segments) - 1
         values = dict(values)
         run_steps(segment.steps, values)
         outputs = values[segment.exit]
-        probabilities, score, state = score_exit(
-            rule, state, outputs, self.kinds[index], temperatures[index], index
+        memory, broken = state
+        probabilities, score, memory = score_exit(
+            rule, memory, broken, outputs, self.kinds[index], temperatures[index], index
         )
+        state = (memory, broken)
         found = {
             "outputs": outputs,
             "probabilities": probabilities,

@@ -24,15 +24,15 @@ class Value:
         spec: the symbolic `keras.KerasTensor`.
         batched: whether axis 0 is the batch; such values are gathered at an exit,
             the others are passed on whole.
-        misplaced: the axis on which the batch lies where that is not axis 0 (or
-            0 where the batch is merged with another axis there); else None.
+        misplaced: whether it holds the batch otherwise: on another axis, or merged
+            with one; such a value cannot cross an exit.
     """
 
     def __init__(self, name, spec):
         self.name = name
         self.spec = spec
         self.batched = len(spec.shape) > 0 and spec.shape[0] is None
-        self.misplaced = None
+        self.misplaced = False
 
     def __repr__(self):
         return f"<Value {self.name} {tuple(self.spec.shape)}>"

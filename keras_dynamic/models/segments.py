@@ -60,7 +60,7 @@ def cut_at_exits(graph):
     segments.reverse()
     for segment in segments:
         for value in segment.live:
-            if value.misplaced is not None:
+            if value.misplaced:
                 raise ValueError(
                     f"The graph cannot be cut at exit '{segment.exit.name}': the "
                     f"tensor from '{value.name}', of shape "
