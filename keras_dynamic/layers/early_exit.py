@@ -7,9 +7,10 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_dynamic._compat import get_mask
+from keras_dynamic._compat import get_mask, set_mask
 from keras_dynamic.ops.pooling import (
     grid_for_map,
+    largest,
     masked_max,
     masked_mean,
     pool_to_grid,
@@ -52,7 +53,7 @@ class EarlyExit(keras.layers.Layer):
         hidden_activation: activation of the hidden layers. Defaults to `"relu"`.
         loss: loss for `targets`: a name, function or `keras.losses.Loss`. Defaults to
             `"auto"`: the cross-entropy that fits `units`, `activation` and the
-            targets' shape.
+            targets' shape. Its mean over the batch is taken, whatever its reduction.
         data_format: `"channels_last"` or `"channels_first"`, of image maps. Defaults
             to `keras.config.image_data_format()`.
 
@@ -107,14 +108,15 @@ class EarlyExit(keras.layers.Layer):
         data_format=None,
         **kwargs,
     ):
-        super().__init__(**kwargs)
+        # Half precision cannot hold every class number: `targets` stay as they come.
+        super().__init__(autocast=False, **kwargs)
         self.units = _positive_int("units", units)
         self.pooling = self._checked_pooling(pooling)
         self.hidden_units = self._checked_hidden_units(hidden_units)
         self.activation = keras.activations.get(activation)
-        self.grid = None if grid is None else _positive_int("grid", grid)
+        self.grid = self._checked_grid(grid)
         self.hidden_activation = keras.activations.get(hidden_activation)
-        self.loss = loss if loss == "auto" else keras.losses.get(loss)
+        self.loss = self._checked_loss(loss)
         self.data_format = data_format or keras.config.image_data_format()
         if self.data_format not in ("channels_last", "channels_first"):
             raise ValueError(
@@ -242,6 +244,24 @@ class EarlyExit(keras.layers.Layer):
             return [_positive_int("hidden_units", width) for width in hidden_units]
         return [_positive_int("hidden_units", hidden_units)]
 
+    def _checked_grid(self, grid):
+        if grid is None:
+            return None
+        if self.pooling not in ("auto", "average", "max"):
+            raise ValueError(
+                "`grid` needs `pooling` 'auto', 'average' or 'max'. Received: "
+                f"grid={grid} with pooling={self.pooling!r}."
+            )
+        return _positive_int("grid", grid)
+
+    def _checked_loss(self, loss):
+        if loss is None:
+            raise ValueError(
+                "`loss` must be 'auto', a name, a function or a `keras.losses.Loss`. "
+                "Without `targets` it is not used. Received: loss=None."
+            )
+        return loss if loss == "auto" else keras.losses.get(loss)
+
     def _check_rank(self, input_shape):
         rank = len(input_shape)
         if self.pooling == "first" and rank != 3:
@@ -278,7 +298,9 @@ class EarlyExit(keras.layers.Layer):
     def _pool(self, inputs, mask):
         rank, pooling = len(inputs.shape), self.pooling
         if isinstance(pooling, keras.layers.Layer):
-            return pooling(inputs)
+            # On a copy: a `mask` given to this call is not the caller's tensor's.
+            return pooling(set_mask(ops.copy(inputs), mask))
+        inputs = ops.cast(inputs, self.compute_dtype)
         if rank == 2 or pooling == "flatten":
             return inputs
         if pooling == "first":
@@ -290,7 +312,7 @@ class EarlyExit(keras.layers.Layer):
         if rank == 4:
             return pool_to_grid(inputs, self._built_grid, kind, self.data_format)
         axes = (1, 2, 3) if self.data_format == "channels_last" else (2, 3, 4)
-        return (ops.max if kind == "max" else ops.mean)(inputs, axis=axes)
+        return (largest if kind == "max" else ops.mean)(inputs, axis=axes)
 
     def _grid_for(self, input_shape):
         if self.grid is not None or self.pooling != "auto" or len(input_shape) != 4:
@@ -305,26 +327,30 @@ class EarlyExit(keras.layers.Layer):
     def _loss_of(self, targets, outputs):
         """Mean loss over the batch; the function form, so that a distribution
         strategy's scaling (done once for all `add_loss` terms) is not done twice."""
-        if self.loss != "auto":
-            is_object = isinstance(self.loss, keras.losses.Loss)
-            function = self.loss.call if is_object else self.loss
-            return ops.mean(function(targets, outputs))
+        function = self.loss
+        if function == "auto":
+            function = self._cross_entropy
+        elif isinstance(function, keras.losses.Loss):
+            function = function.call
+        values = function(targets, outputs)
+        # 0, not NaN, for a replica that got no rows.
+        count = ops.maximum(ops.cast(ops.size(values), values.dtype), 1)
+        return ops.sum(values) / count
+
+    def _cross_entropy(self, targets, outputs):
+        """The cross-entropy of each sample that fits the head and the targets."""
         from_logits = self.activation is keras.activations.linear
         if self.units == 1:
+            function = keras.losses.binary_crossentropy
             targets = ops.reshape(targets, (-1, 1))
-            values = keras.losses.binary_crossentropy(
-                targets, outputs, from_logits=from_logits
-            )
         elif len(targets.shape) == 2 and targets.shape[-1] == self.units:
             function = keras.losses.categorical_crossentropy
             if self.activation is keras.activations.sigmoid:
                 function = keras.losses.binary_crossentropy
-            values = function(targets, outputs, from_logits=from_logits)
         else:
-            values = keras.losses.sparse_categorical_crossentropy(
-                ops.reshape(targets, (-1,)), outputs, from_logits=from_logits
-            )
-        return ops.mean(values)
+            function = keras.losses.sparse_categorical_crossentropy
+            targets = ops.reshape(targets, (-1,))
+        return function(targets, outputs, from_logits=from_logits)
 
 
 def _positive_int(name, value):

@@ -34,9 +34,7 @@ def check_rows(graph):
         ValueError: if an operation mixes rows of the batch; names it.
     """
     # Shapes with a telltale batch size of the values that carry the batch.
-    shapes = {
-        value: (_TELLTALE_BATCH, *value.spec.shape[1:]) for value in graph.inputs
-    }
+    shapes = {value: (_TELLTALE_BATCH, *value.spec.shape[1:]) for value in graph.inputs}
     for step in graph.steps:
         carrying = [value for value in step.inputs if value in shapes]
         if not carrying:

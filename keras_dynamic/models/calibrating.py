@@ -39,15 +39,13 @@ def calibrate(model, x, y, rule, budget, max_accuracy_drop, batch_size):
     shares = costs.shares()
     if budget is None and max_accuracy_drop is None:
         goal = None
-        thresholds = rule.thresholds(num_early)
-        given = [None if v == rule.closed_value else float(v) for v in thresholds]
     else:
         goal = ("budget", budget)
         if budget is None:
             goal = ("max_accuracy_drop", max_accuracy_drop)
-        given = _chosen(rule, scores, logs, labels, shares, dict([goal]))
-        rule = rule.with_threshold(given)
-    bound = rule.bind(tf.constant(rule.thresholds(num_early)))
+        rule = _with_chosen_thresholds(rule, scores, logs, labels, shares, dict([goal]))
+    thresholds = rule.thresholds(num_early)
+    bound = rule.bind(tf.constant(thresholds))
     leaves = [
         np.asarray(who_leaves(bound, score, exit_index))
         for exit_index, score in enumerate(scores)
@@ -57,7 +55,7 @@ def calibrate(model, x, y, rule, budget, max_accuracy_drop, batch_size):
         labels=labels,
         temperatures=fits,
         exit_index=calibration.exit_indices(leaves),
-        thresholds=given,
+        thresholds=rule.with_values(thresholds).threshold,
         exit_costs=shares,
         names=model.exit_names,
         rule=type(rule).__name__,
@@ -187,8 +185,8 @@ def _scores(rule, outputs, kinds, temperatures):
     return scores
 
 
-def _chosen(rule, scores, logs, labels, shares, goal):
-    """One threshold for each early exit, for the goal."""
+def _with_chosen_thresholds(rule, scores, logs, labels, shares, goal):
+    """The rule with one threshold for each early exit, for the goal."""
     num_early = len(scores)
     columns, candidates = [], []
     for index in range(num_early):
@@ -202,6 +200,7 @@ def _chosen(rule, scores, logs, labels, shares, goal):
         columns.append(np.stack(decided, axis=1))
     correct = np.stack([np.argmax(log, axis=1) == labels for log in logs], axis=1)
     choice = calibration.choose_thresholds(columns, correct, shares, **goal)
-    return [
+    chosen = [
         tried[column] for tried, column in zip(candidates, choice.columns, strict=True)
     ]
+    return rule.with_values(rule.with_threshold(chosen).thresholds(num_early))

@@ -7,7 +7,6 @@ import numpy as np
 from keras import tree
 
 from keras_dynamic import _compat
-from keras_dynamic.layers.early_exit import EarlyExit
 from keras_dynamic.models import calibrating, inference, rules
 from keras_dynamic.models.exit_table import exit_table
 from keras_dynamic.models.heads import check_against_loss
@@ -19,6 +18,12 @@ from keras_dynamic.models.per_exit import (
     weights_each,
 )
 from keras_dynamic.models.road import Road
+from keras_dynamic.models.structure import (
+    check_exits,
+    check_inputs,
+    check_outputs,
+    is_functional_call,
+)
 
 __all__ = ["DynamicModel"]
 
@@ -77,17 +82,17 @@ class DynamicModel(keras.Model):
     # Keras rebuilds a model from its config only where the signature is literally
     # `*args, **kwargs` (`Model.from_config`).
     def __init__(self, *args, exit_rule=None, **kwargs):
-        if not _is_functional_call(args, kwargs):
+        if not is_functional_call(args, kwargs):
             raise ValueError(
                 "`DynamicModel` is functional: make it as `DynamicModel(inputs, "
                 "[exit_1, ..., final])` from Keras tensors. Received: "
                 f"args={args}, kwargs={sorted(kwargs)}."
             )
         super().__init__(*args, **kwargs)
-        _check_inputs(self.inputs)
-        _check_outputs(self.outputs, self.output)
+        check_inputs(self.inputs)
+        check_outputs(self.outputs, self.output)
         self.road = Road(self)
-        _check_exits(self.road)
+        check_exits(self.road)
         # Keras names losses, metrics and targets after these.
         self.output_names = self.exit_names
         num_exits = len(self.exit_names)
@@ -123,11 +128,7 @@ class DynamicModel(keras.Model):
             )
         given = rule.thresholds(len(self.exit_names) - 1)
         current = np.asarray(self.exit_thresholds)
-        if np.array_equal(given, current):
-            return rule
-        return rule.with_threshold(
-            [None if v == rule.closed_value else float(v) for v in current]
-        )
+        return rule if np.array_equal(given, current) else rule.with_values(current)
 
     @exit_rule.setter
     def exit_rule(self, rule):
@@ -135,6 +136,14 @@ class DynamicModel(keras.Model):
         self.exit_thresholds.assign(rule.thresholds(len(self.exit_names) - 1))
         self._rule_code.assign(_code(rule))
         self._rule = rule
+
+    def __setattr__(self, name, value):
+        # TensorFlow's tracking reads an attribute before it sets it, which fails where
+        # a new rule is to mend a mismatch with the weights.
+        if name == "exit_rule":
+            object.__setattr__(self, name, value)
+        else:
+            super().__setattr__(name, value)
 
     def compile(
         self,
@@ -315,8 +324,11 @@ class DynamicModel(keras.Model):
         """
         if not self.compiled:
             raise RuntimeError("Call `compile` before `calibrate`.")
+        wanted = rules.get(rule)
+        if isinstance(rule, str) and type(wanted) is type(self._rule):
+            wanted = self.exit_rule  # the name alone changes no threshold
         return calibrating.calibrate(
-            self, x, y, rules.get(rule), budget, max_accuracy_drop, batch_size
+            self, x, y, wanted, budget, max_accuracy_drop, batch_size
         )
 
     def compute_costs(self, input_shape=None):
@@ -359,64 +371,6 @@ class DynamicModel(keras.Model):
             autocast=False,
             name=name,
         )
-
-
-def _is_functional_call(args, kwargs):
-    given = len(args) + sum(name in kwargs for name in ("inputs", "outputs"))
-    return given >= 2
-
-
-def _check_inputs(inputs):
-    for tensor in inputs:
-        if tensor.shape[0] is not None:
-            raise ValueError(
-                "`inputs` must leave the batch size free, since samples leave the "
-                f"batch. Received: input '{tensor.name}' of shape {tensor.shape}."
-            )
-        if getattr(tensor, "sparse", False) or getattr(tensor, "ragged", False):
-            raise ValueError(
-                "`inputs` must be dense: the rows of a sparse or ragged tensor cannot "
-                f"be taken at an exit. Received: input '{tensor.name}'."
-            )
-
-
-def _check_outputs(outputs, structure):
-    if isinstance(structure, dict):
-        raise ValueError(
-            "`outputs` must be a list: the exits have an order. Received a dict with "
-            f"keys {list(structure)}."
-        )
-    if len(outputs) < 2:
-        raise ValueError(
-            "`outputs` must hold at least one early exit and the final output. "
-            f"Received: {len(outputs)} output. For a network without exits use "
-            "`keras.Model`."
-        )
-    shapes = [tuple(tensor.shape) for tensor in outputs]
-    if len(set(shapes)) > 1 or len(shapes[0]) != 2 or shapes[0][1] is None:
-        raise ValueError(
-            "`outputs` must all have the same shape (batch, units). Received shapes: "
-            f"{shapes}."
-        )
-    if len({id(tensor) for tensor in outputs}) < len(outputs):
-        names = [tensor.name for tensor in outputs]
-        raise ValueError(
-            f"`outputs` must be different tensors. Received one twice: {names}."
-        )
-
-
-def _check_exits(road):
-    for segment in road.segments:
-        for step in segment.steps:
-            targets = step.kwargs.get("targets")
-            if len(step.args) > 1:
-                targets = step.args[1]
-            if isinstance(step.operation, EarlyExit) and targets is not None:
-                raise ValueError(
-                    f"Exit '{step.name}' was called with `targets`, so that its loss "
-                    "would count twice: `DynamicModel` adds it already. Call the exit "
-                    "without targets."
-                )
 
 
 def _code(rule):

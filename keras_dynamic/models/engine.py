@@ -178,9 +178,7 @@ class Walk:
         nobody_left = tf.equal(tf.size(staying), tf.size(rows))
 
         def go_on():
-            kept, kept_rows, kept_state = _take(
-                live, rows, state, staying, nobody_left
-            )
+            kept, kept_rows, kept_state = _take(live, rows, state, staying, nobody_left)
             return self._stage(
                 index + 1, kept, kept_rows, kept_state, answers, rule, temperatures
             )

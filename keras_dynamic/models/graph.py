@@ -187,8 +187,8 @@ def _inline(functional, inputs, steps):
 
 def _inputs_of_nested_call(inner, args, kwargs):
     """Flat inputs in `inner.inputs`' order, or None where the call must stay whole."""
-    extra = {k: v for k, v in kwargs.items() if k != "training" and v is not None}
-    if len(args) != 1 or extra:
+    further = [value for name, value in kwargs.items() if name != "training"]
+    if len(args) != 1 or any(leaf is not None for leaf in tree.flatten(further)):
         return None
     given = args[0]
     expected = inner.input

@@ -47,7 +47,7 @@ class Road:
 
     @property
     def kinds(self):
-        """"probabilities" or "logits" for each exit.
+        """ "probabilities" or "logits" for each exit.
 
         Raises:
             ValueError: where a head gives neither, so that no rule can score it.

@@ -1,7 +1,8 @@
 """Scores of a classifier's answer, and the probabilities that they are made from.
 
 Shapes: `probabilities` is (batch, classes), or (batch, 1) for a binary head, whose
-one column is the probability of class 1. Scores are (batch,), float32.
+one column is the probability of class 1. Scores are (batch,), float32; a row with a
+NaN scores NaN.
 """
 
 import tensorflow as tf
@@ -42,7 +43,7 @@ def log_probabilities(outputs, kind):
         return tf.nn.log_softmax(outputs)
     if binary:
         outputs = tf.concat([1.0 - outputs, outputs], axis=-1)
-    # Compares equal to 0, not less than: a NaN has to stay a NaN.
+    # Only a 0 is lifted: a NaN, and the NaN of what is no probability, have to stay.
     return tf.math.log(tf.where(outputs == 0.0, _TINY, outputs))
 
 
@@ -76,7 +77,8 @@ def two_columns(probabilities):
 
 def max_probability(probabilities):
     """The largest probability, in (0, 1]; for a binary head max(p, 1 - p)."""
-    return tf.reduce_max(two_columns(_float32(probabilities)), axis=-1)
+    probabilities = two_columns(_float32(probabilities))
+    return _nan_where_broken(tf.reduce_max(probabilities, axis=-1), probabilities)
 
 
 def entropy(probabilities):
@@ -87,8 +89,9 @@ def entropy(probabilities):
 
 def margin(probabilities):
     """The largest probability less the second largest, in [0, 1]."""
-    top = tf.math.top_k(two_columns(_float32(probabilities)), k=2).values
-    return top[:, 0] - top[:, 1]
+    probabilities = two_columns(_float32(probabilities))
+    top = tf.math.top_k(probabilities, k=2).values
+    return _nan_where_broken(top[:, 0] - top[:, 1], probabilities)
 
 
 def predicted_class(probabilities):
@@ -96,6 +99,12 @@ def predicted_class(probabilities):
     return tf.argmax(
         two_columns(_float32(probabilities)), axis=-1, output_type=tf.int32
     )
+
+
+def _nan_where_broken(score, probabilities):
+    """NaN for rows with a NaN, which a sort, and under XLA a maximum, passes over."""
+    broken = tf.reduce_any(tf.math.is_nan(probabilities), axis=-1)
+    return tf.where(broken, float("nan"), score)
 
 
 def _float32(probabilities):

@@ -2,7 +2,7 @@
 
 from keras import ops
 
-__all__ = ["grid_for_map", "masked_max", "masked_mean", "pool_to_grid"]
+__all__ = ["grid_for_map", "largest", "masked_max", "masked_mean", "pool_to_grid"]
 
 # A pooled map of at most this many numbers makes a light head.
 _LARGEST_GRID_FEATURES = 1024
@@ -20,11 +20,14 @@ def masked_mean(inputs, mask=None):
     """
     if mask is None:
         return ops.mean(inputs, axis=1)
-    kept = ops.expand_dims(ops.cast(mask, inputs.dtype), -1)
-    count = ops.maximum(ops.sum(kept, axis=1), 1)
+    kept = ops.expand_dims(ops.cast(mask, "bool"), -1)
     # Selected, not multiplied: a NaN in a padded token must not spread.
-    chosen = ops.where(ops.cast(kept, "bool"), inputs, ops.zeros_like(inputs))
-    return ops.sum(chosen, axis=1) / count
+    chosen = ops.where(kept, inputs, ops.zeros_like(inputs))
+    # In float32, as `ops.mean` does it: float16 ends at 65,504, and bfloat16 cannot
+    # count past 256.
+    total = ops.sum(ops.cast(chosen, "float32"), axis=1)
+    count = ops.maximum(ops.sum(ops.cast(kept, "float32"), axis=1), 1)
+    return ops.cast(total / count, inputs.dtype)
 
 
 def masked_max(inputs, mask=None):
@@ -38,11 +41,16 @@ def masked_max(inputs, mask=None):
         (batch, channels); zeros for a sample without any token.
     """
     if mask is None:
-        return ops.max(inputs, axis=1)
+        return largest(inputs, axis=1)
     kept = ops.expand_dims(ops.cast(mask, "bool"), -1)
     lowest = ops.full_like(inputs, -float("inf"))
-    largest = ops.max(ops.where(kept, inputs, lowest), axis=1)
-    return ops.where(ops.any(kept, axis=1), largest, ops.zeros_like(largest))
+    maximum = largest(ops.where(kept, inputs, lowest), axis=1)
+    return ops.where(ops.any(kept, axis=1), maximum, ops.zeros_like(maximum))
+
+
+def largest(inputs, axis):
+    """Maximum over `axis` of floats; no error for a batch without rows."""
+    return ops.max(inputs, axis=axis, initial=-float("inf"))
 
 
 def grid_for_map(height, width, channels):
@@ -84,9 +92,9 @@ def pool_to_grid(inputs, grid, kind, data_format):
     """
     axes = (1, 2) if data_format == "channels_last" else (2, 3)
     if grid == 1:
-        reduce = ops.mean if kind == "average" else ops.max
+        reduce = ops.mean if kind == "average" else largest
         return reduce(inputs, axis=axes)
-    # Cells of one size, the last one smaller where the map does not divide;
+    # Cells of one size, those at the border smaller where the map does not divide;
     # padding "same" leaves padded pixels out of the average.
     cell = tuple(-(-inputs.shape[axis] // grid) for axis in axes)
     pool = ops.average_pool if kind == "average" else ops.max_pool

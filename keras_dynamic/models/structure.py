@@ -1,0 +1,63 @@
+"""What a `DynamicModel` can be made of; errors that say what came instead."""
+
+from keras_dynamic.layers.early_exit import EarlyExit
+
+__all__ = ["check_exits", "check_inputs", "check_outputs", "is_functional_call"]
+
+
+def is_functional_call(args, kwargs):
+    given = len(args) + sum(name in kwargs for name in ("inputs", "outputs"))
+    return given >= 2
+
+
+def check_inputs(inputs):
+    for tensor in inputs:
+        if tensor.shape[0] is not None:
+            raise ValueError(
+                "`inputs` must leave the batch size free, since samples leave the "
+                f"batch. Received: input '{tensor.name}' of shape {tensor.shape}."
+            )
+        if getattr(tensor, "sparse", False) or getattr(tensor, "ragged", False):
+            raise ValueError(
+                "`inputs` must be dense: the rows of a sparse or ragged tensor cannot "
+                f"be taken at an exit. Received: input '{tensor.name}'."
+            )
+
+
+def check_outputs(outputs, structure):
+    if isinstance(structure, dict):
+        raise ValueError(
+            "`outputs` must be a list: the exits have an order. Received a dict with "
+            f"keys {list(structure)}."
+        )
+    if len(outputs) < 2:
+        raise ValueError(
+            "`outputs` must hold at least one early exit and the final output. "
+            f"Received: {len(outputs)} output. For a network without exits use "
+            "`keras.Model`."
+        )
+    shapes = [tuple(tensor.shape) for tensor in outputs]
+    if len(set(shapes)) > 1 or len(shapes[0]) != 2 or shapes[0][1] is None:
+        raise ValueError(
+            "`outputs` must all have the same shape (batch, units). Received shapes: "
+            f"{shapes}."
+        )
+    if len({id(tensor) for tensor in outputs}) < len(outputs):
+        names = [tensor.name for tensor in outputs]
+        raise ValueError(
+            f"`outputs` must be different tensors. Received one twice: {names}."
+        )
+
+
+def check_exits(road):
+    for segment in road.segments:
+        for step in segment.steps:
+            targets = step.kwargs.get("targets")
+            if len(step.args) > 1:
+                targets = step.args[1]
+            if isinstance(step.operation, EarlyExit) and targets is not None:
+                raise ValueError(
+                    f"Exit '{step.name}' was called with `targets`, so that its loss "
+                    "would count twice: `DynamicModel` adds it already. Call the exit "
+                    "without targets."
+                )
