@@ -4,10 +4,13 @@
 """
 
 import keras
+import tensorflow as tf
+from keras import tree
 from keras.src import backend
 from keras.src.models.functional import Functional
 from keras.src.saving.serialization_lib import SerializableDict
 from keras.src.trainers.compile_utils import get_loss, get_metric
+from keras.src.trainers.data_adapters.array_data_adapter import ArrayDataAdapter
 from keras.src.trainers.epoch_iterator import EpochIterator
 
 __all__ = [
@@ -74,12 +77,21 @@ class BatchIterator(EpochIterator):
     """
 
     def _get_iterator(self):
+        if isinstance(self.data_adapter, ArrayDataAdapter):
+            # Slices of arrays, without the tf.data pipeline that Keras builds for each
+            # `predict`: on small inputs that alone costs more than the network.
+            batches = self.data_adapter.get_numpy_iterator()
+            return (tree.map_structure(_to_tensor, batch) for batch in batches)
         return self.data_adapter.get_tf_dataset()
 
     def _interrupted_warning(self):
         # Data of unknown length ends when it ends; Keras warns of that as well.
         if self.steps_per_epoch:
             super()._interrupted_warning()
+
+
+def _to_tensor(array):
+    return None if array is None else tf.convert_to_tensor(array)
 
 
 def replace_compile_config(model, **arguments):

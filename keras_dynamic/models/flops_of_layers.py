@@ -67,6 +67,9 @@ def _dense(layer, call):
 
 
 def _einsum_dense(layer, call):
+    if None in call.output_shape:
+        # Keras does not infer the axes that the user left open.
+        return None
     shapes = [call.input_shape, None]
     return total(
         einsum_flops(layer.equation, shapes, call.output_shape),

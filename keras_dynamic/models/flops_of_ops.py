@@ -120,10 +120,6 @@ def _tensordot(operation, call):
     return (2 * depth if axes else 1) * size(call.output_shape)
 
 
-def _vdot(operation, call):
-    return 2 * size(call.input_shape)
-
-
 def _einsum(operation, call):
     shapes = [shape_of(operand) for operand in call.args]
     return einsum_flops(operation.subscripts, shapes, call.output_shape)
@@ -219,6 +215,5 @@ _FORMULAS = (
         "Resize": _resize,
         "SeparableConv": _separable_convolution,
         "Tensordot": _tensordot,
-        "Vdot": _vdot,
     }
 )

@@ -156,6 +156,8 @@ def _nested_flops(operation, call):
         if produced is None:
             return None
         produced = [with_batch_of_one(tensor) for tensor in produced]
+        if any(None in tensor.shape for tensor in produced):
+            return None
         specs.update(zip(step.outputs, produced, strict=True))
         if not step.glue:
             args, kwargs = tree.map_structure(fill, (step.args, step.kwargs))

@@ -1,0 +1,45 @@
+"""Calibration: honest probabilities at every exit, and thresholds for a goal.
+
+Pure functions of NumPy arrays; they know no model and no rule.
+"""
+
+from keras_dynamic.calibration._probabilities import (
+    accuracy,
+    apply_temperature,
+    brier_score,
+    expected_calibration_error,
+    negative_log_likelihood,
+)
+from keras_dynamic.calibration.report import (
+    CalibrationReport,
+    ExitReport,
+    ProbabilityQuality,
+    build_report,
+)
+from keras_dynamic.calibration.temperature import TemperatureFit, fit_temperature
+from keras_dynamic.calibration.thresholds import (
+    ThresholdChoice,
+    candidate_thresholds,
+    choose_thresholds,
+    exit_indices,
+    open_threshold,
+)
+
+__all__ = [
+    "CalibrationReport",
+    "ExitReport",
+    "ProbabilityQuality",
+    "TemperatureFit",
+    "ThresholdChoice",
+    "accuracy",
+    "apply_temperature",
+    "brier_score",
+    "build_report",
+    "candidate_thresholds",
+    "choose_thresholds",
+    "exit_indices",
+    "expected_calibration_error",
+    "fit_temperature",
+    "negative_log_likelihood",
+    "open_threshold",
+]

@@ -1,0 +1,113 @@
+"""A `CalibrationReport` as text: two tables in ASCII, the same on every terminal."""
+
+import dataclasses
+import io
+import math
+
+import rich.box
+import rich.console
+import rich.table
+
+_WIDTH = 110
+
+
+def render(report):
+    """The text of a report, at most 110 columns wide, without color codes."""
+    notes = "\n".join(
+        f"{exit_report.name}: temperature {exit_report.temperature_status}"
+        for exit_report in report.exits
+        if exit_report.temperature_status != "fitted"
+    )
+    parts = [_header(report), _exit_table(report), _probability_table(report), notes]
+    return "\n\n".join(part for part in parts if part)
+
+
+def number_or_dash(value):
+    return "-" if math.isnan(value) else f"{value:.3f}"
+
+
+def percent(value):
+    return "-" if math.isnan(value) else f"{100 * value:.2f} %"
+
+
+def _header(report):
+    goal = "no goal" if report.goal is None else "{} = {:g}".format(*report.goal)
+    return (
+        f"Calibration on {report.num_samples:,} samples, rule {report.rule}, {goal}.\n"
+        f"Accuracy {percent(report.final_accuracy)} at the final exit -> "
+        f"{percent(report.dynamic_accuracy)} dynamic, at a mean cost of "
+        f"{number_or_dash(report.mean_cost)} (1 = the plain network)."
+    )
+
+
+def _exit_table(report):
+    title = (
+        "Exits: cost of leaving there (1 = the plain network); accuracy on all rows, "
+        "and on those that leave"
+    )
+    rows = [
+        (
+            exit_report.name,
+            _threshold(exit_report, is_final=number == len(report.exits) - 1),
+            number_or_dash(exit_report.relative_cost),
+            percent(exit_report.exit_rate),
+            percent(exit_report.accuracy),
+            percent(exit_report.accuracy_of_leavers),
+        )
+        for number, exit_report in enumerate(report.exits)
+    ]
+    headers = ["exit", "threshold", "cost", "leave", "accuracy", "leavers' accuracy"]
+    return _render_table(title, headers, rows, num_text_columns=1)
+
+
+def _probability_table(report):
+    title = (
+        "Probabilities before -> after temperature (T): expected calibration error "
+        "(ECE),\nnegative log-likelihood (NLL, nats), Brier score (0 to 2); on the "
+        "rows that reach the exit, and on all"
+    )
+    rows = []
+    for exit_report in report.exits:
+        temperature = number_or_dash(exit_report.temperature)
+        reached = _changes(exit_report.reached_before, exit_report.reached_after)
+        everyone = _changes(exit_report.all_before, exit_report.all_after)
+        rows.append((exit_report.name, "reach", temperature, *reached))
+        rows.append(("", "all", "", *everyone))
+    headers = ["exit", "rows", "T", "ECE", "NLL", "Brier"]
+    return _render_table(title, headers, rows, num_text_columns=2)
+
+
+def _threshold(exit_report, is_final):
+    if exit_report.threshold is None:
+        return "-" if is_final else "closed"
+    return f"{exit_report.threshold:.6g}"
+
+
+def _changes(before, after):
+    pairs = zip(dataclasses.astuple(before), dataclasses.astuple(after), strict=True)
+    return ["-" if math.isnan(old) else f"{old:.4f} -> {new:.4f}" for old, new in pairs]
+
+
+def _render_table(title, headers, rows, num_text_columns):
+    table = rich.table.Table(box=rich.box.ASCII2, show_edge=False)
+    for number, header in enumerate(headers):
+        is_text = number < num_text_columns
+        table.add_column(
+            header, justify="left" if is_text else "right", overflow="fold"
+        )
+    for row in rows:
+        table.add_row(*row)
+    target = io.StringIO()
+    console = rich.console.Console(
+        file=target,
+        width=_WIDTH,
+        color_system=None,
+        force_terminal=False,
+        force_jupyter=False,
+        markup=False,
+        emoji=False,
+        highlight=False,
+    )
+    console.print(table)
+    lines = [line.rstrip() for line in target.getvalue().splitlines()]
+    return "\n".join([title, *lines])
