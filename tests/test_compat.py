@@ -1,0 +1,128 @@
+"""Fails when Keras changes something private that `_compat` uses."""
+
+import inspect
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from keras import layers
+
+from keras_dynamic import _compat
+
+
+def two_outputs():
+    inputs = keras.Input((3,))
+    hidden = layers.Dense(3, name="hidden")(inputs)
+    outputs = [layers.Dense(2, name="a")(hidden), layers.Dense(2, name="b")(hidden)]
+    return keras.Model(inputs, outputs)
+
+
+def test_functional_nodes_are_the_calls_in_an_order_that_can_be_executed():
+    model = two_outputs()
+    calls = list(_compat.functional_nodes(model))
+    assert [operation.name for operation, *_ in calls][0] == "hidden"
+    assert sorted(operation.name for operation, *_ in calls[1:]) == ["a", "b"]
+    operation, args, kwargs, outputs = calls[0]
+    assert args == (model.inputs[0],) and outputs[0] is operation.output
+    assert all(args == (operation.output,) for _, args, _, _ in calls[1:])
+    assert {id(outputs[0]) for *_, outputs in calls[1:]} == set(map(id, model.outputs))
+
+
+def test_functional_of():
+    model = two_outputs()
+    assert _compat.functional_of(model) is model
+    sequential = keras.Sequential([keras.Input((3,)), layers.Dense(2)])
+    inner = _compat.functional_of(sequential)
+    assert [t.shape for t in inner.inputs + inner.outputs] == [(None, 3), (None, 2)]
+    assert _compat.functional_of(keras.Sequential([layers.Dense(2)])) is None
+    assert _compat.functional_of(layers.Dense(2)) is None
+
+    class Own(keras.Model):
+        def call(self, inputs):
+            return inputs
+
+    inputs = keras.Input((3,))
+    assert _compat.functional_of(Own()) is None
+    assert _compat.functional_of(Own(inputs, inputs + 1)) is None
+
+    class Kept(keras.Model):
+        def train_step(self, data):
+            return {}
+
+    kept = Kept(inputs, inputs + 1)
+    assert _compat.functional_of(kept) is kept
+
+
+def test_masks_travel_as_attributes():
+    embedded = layers.Embedding(4, 2, mask_zero=True)(np.array([[1, 0]]))
+    assert _compat.get_mask(embedded).numpy().tolist() == [[True, False]]
+    tensor = tf.ones((1, 2, 2))
+    assert _compat.get_mask(tensor) is None
+    assert _compat.set_mask(tensor, None) is tensor
+    _compat.set_mask(tensor, _compat.get_mask(embedded))
+    pooled = layers.GlobalAveragePooling1D()(tensor * 1.0)
+    assert layers.Masking().supports_masking and pooled.shape == (1, 2)
+    assert _compat.get_mask(tensor).numpy().tolist() == [[True, False]]
+    # A layer finds the mask there.
+    x = _compat.set_mask(tf.constant([[[1.0], [5.0]]]), tf.constant([[True, False]]))
+    assert layers.GlobalAveragePooling1D()(x).numpy().tolist() == [[1.0]]
+
+
+def test_batches_of_arrays_and_datasets():
+    x, y = np.arange(10.0).reshape(5, 2), np.arange(5)
+    dataset = tf.data.Dataset.from_tensor_slices((x, y)).batch(2)
+    for iterator in (
+        _compat.BatchIterator(x=x, y=y, batch_size=2),
+        _compat.BatchIterator(x=dataset),
+    ):
+        assert iterator.num_batches == 3
+        seen = [(begin, end, data) for begin, end, data in iterator]
+        assert [(begin, end) for begin, end, _ in seen] == [(0, 0), (1, 1), (2, 2)]
+        batches = [batch for _, _, data in seen for batch in data]
+        assert [batch[1].numpy().tolist() for batch in batches] == [[0, 1], [2, 3], [4]]
+        assert all(tf.is_tensor(batch[0]) for batch in batches)
+
+
+def test_an_end_of_data_is_a_warning_only_where_more_was_asked_for():
+    def batches():
+        yield (np.ones((2, 2)),)
+
+    assert len(list(_compat.BatchIterator(x=batches()))) == 1
+    with pytest.warns(UserWarning, match="ran out of data"):
+        assert len(list(_compat.BatchIterator(x=batches(), steps_per_epoch=3))) == 1
+
+
+def test_compile_config_can_be_replaced():
+    model = two_outputs()
+    model.compile("sgd", ["mse", "mse"])
+    _compat.replace_compile_config(model, optimizer="sgd", loss="mae")
+    assert model.get_compile_config() == {"optimizer": "sgd", "loss": "mae"}
+
+
+def test_metrics_and_losses_are_made_as_compile_makes_them():
+    y, probabilities = tf.constant([0, 1]), tf.constant([[0.9, 0.1], [0.8, 0.2]])
+    metric = _compat.metric_for("accuracy", y, probabilities)
+    metric.update_state(y, probabilities)
+    assert metric.name == "accuracy" and float(metric.result()) == 0.5
+    assert _compat.loss_for(None, y, probabilities) is None
+    loss = _compat.loss_for("crossentropy", y, probabilities)
+    expected = -np.mean(np.log([0.9, 0.2]))
+    assert float(loss(y, probabilities)) == pytest.approx(expected)
+
+
+def test_metrics_can_be_named_after_their_exit():
+    model = two_outputs()
+    model.compile("sgd", ["mse"] * 2, metrics=[["mae"], ["mae"]])
+    x, y = np.ones((4, 3)), np.ones((4, 2))
+    prefixes = ["first_", ""]
+    _compat.rename_metrics_by_exit(model, [y, y], model(x), prefixes)
+    logs = model.evaluate(x, [y, y], verbose=0, return_dict=True)
+    assert {"first_mae", "mae"} < set(logs) and len(logs) == 5
+    assert len(model.evaluate(x, [y, y], verbose=0)) == 5
+
+
+def test_keras_rebuilds_a_functional_subclass_only_by_args_and_kwargs():
+    # `DynamicModel.__init__` is written as it is for this reason.
+    source = inspect.getsource(keras.Model.from_config)
+    assert '"args"' in source and '"kwargs"' in source
