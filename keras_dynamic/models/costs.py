@@ -6,6 +6,7 @@ import warnings
 import keras
 from keras import tree
 
+from keras_dynamic.models.flops_of_graphs import trace_alone
 from keras_dynamic.models.graph import Value, infer_step
 from keras_dynamic.models.operation_flops import operation_flops
 from keras_dynamic.models.segments import needed_steps
@@ -107,16 +108,38 @@ def _static_specs(graph, input_shapes):
         specs[value] = keras.KerasTensor((1, *shape), value.spec.dtype)
     for step in graph.steps:
         known = [_with_batch_of_one(value) for value in step.outputs]
-        if any(None in spec.shape for spec in known):
-            inferred = infer_step(step, specs)
-            if inferred is None or any(None in spec.shape for spec in inferred):
-                raise ValueError(
-                    f"The cost of '{step.name}' cannot be told, since its output's "
-                    f"size is unknown: {tuple(step.outputs[0].spec.shape)}."
-                )
-            known = inferred
+        for infer in (infer_step, _traced_specs):
+            if _are_static(known):
+                break
+            known = infer(step, specs) or known
+        if not _are_static(known):
+            raise ValueError(
+                f"The cost of '{step.name}' cannot be told, since its output's "
+                f"size is unknown: {tuple(step.outputs[0].spec.shape)}."
+            )
         specs.update(zip(step.outputs, known, strict=True))
     return specs
+
+
+def _are_static(specs):
+    return all(None not in spec.shape for spec in specs)
+
+
+def _traced_specs(step, specs):
+    """Output shapes by TensorFlow, for a layer whose own shapes stay open."""
+    traced = trace_alone(step.operation, *_filled(step, specs))
+    if traced is None or any(t.shape.rank is None for t in traced.outputs):
+        return None
+    return [keras.KerasTensor(t.shape, t.dtype.name) for t in traced.outputs]
+
+
+def _filled(step, specs):
+    """The arguments of a call with symbolic tensors in place of values."""
+
+    def fill(argument):
+        return specs[argument] if isinstance(argument, Value) else argument
+
+    return tree.map_structure(fill, step.args), tree.map_structure(fill, step.kwargs)
 
 
 def _with_batch_of_one(value):
@@ -127,12 +150,6 @@ def _with_batch_of_one(value):
 
 
 def _step_flops(step, specs):
-    def fill(argument):
-        return specs[argument] if isinstance(argument, Value) else argument
-
-    return operation_flops(
-        step.operation,
-        tree.map_structure(fill, step.args),
-        tree.map_structure(fill, step.kwargs),
-        [specs[value] for value in step.outputs],
-    )
+    args, kwargs = _filled(step, specs)
+    outputs = [specs[value] for value in step.outputs]
+    return operation_flops(step.operation, args, kwargs, outputs)

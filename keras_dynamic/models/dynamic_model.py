@@ -233,6 +233,11 @@ class DynamicModel(keras.Model):
     ):
         """Answers each sample at the first exit where the rule lets it leave.
 
+        One compiled TensorFlow function walks a batch: a segment computes only the
+        samples that reach it, and one that nobody reaches does not run. A sample that
+        was fed a NaN never leaves early. The walk itself is not compiled by XLA, also
+        where `jit_compile=True`: the number of survivors is no static shape.
+
         Args:
             x: as in `predict`: array(s), a dict, `tf.data.Dataset`, `PyDataset` or
                 generator.

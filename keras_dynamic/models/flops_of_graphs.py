@@ -22,7 +22,7 @@ from keras_dynamic.models.flops_primitives import (
     size,
 )
 
-__all__ = ["graph_flops"]
+__all__ = ["graph_flops", "trace_alone"]
 
 # Constants, copies, rearrangements, choices, and logic on Booleans.
 _FREE = frozenset(
@@ -80,7 +80,7 @@ def graph_flops(operation, args, kwargs):
         holds a loop, a branch, an unknown shape, or an operation type without a
         rule.
     """
-    traced = _trace(operation, args, kwargs)
+    traced = trace_alone(operation, args, kwargs)
     if traced is None:
         return None
     definition = traced.graph.as_graph_def(add_shapes=True)
@@ -108,7 +108,7 @@ class _InferencePass(keras.Layer):
         return self._function[0](tensors)
 
 
-def _trace(operation, args, kwargs):
+def trace_alone(operation, args, kwargs):
     """Concrete function of the operation alone, None where it cannot be made."""
     symbols = [
         leaf

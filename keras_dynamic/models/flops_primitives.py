@@ -186,8 +186,9 @@ def einsum_flops(equation, shapes, output_shape):
 
     Returns:
         2 for each multiply-add of a contraction, 1 for each product where nothing
-        is summed; None where the count depends on the order that is chosen: more
-        than two operands, or an axis of one operand summed on its own.
+        is summed. An axis that only one operand has and the output lacks is summed
+        beforehand, at 1 for each element. None for more than two operands, whose
+        count depends on the order that is chosen.
     """
     left, arrow, result = equation.replace(" ", "").partition("->")
     terms = left.split(",")
@@ -202,12 +203,19 @@ def einsum_flops(equation, shapes, output_shape):
                 # An axis of extent 1 under an ellipsis broadcasts.
                 sizes[name] = max(extent, sizes.get(name, 1))
     *operands, kept = labels
+
+    def elements(names):
+        return math.prod(sizes[name] for name in names)
+
     if len(operands) == 1:
-        return math.prod(sizes.values()) if operands[0] - kept else 0
-    if (operands[0] ^ operands[1]) - kept:
-        return None
-    contracted = (operands[0] & operands[1]) - kept
-    return (2 if contracted else 1) * math.prod(sizes.values())
+        return elements(operands[0]) if operands[0] - kept else 0
+    first, second = operands
+    flops = 0
+    for own, other in ((first, second), (second, first)):
+        if own - other - kept:
+            flops += elements(own)
+    contracted = (first & second) - kept
+    return flops + (2 if contracted else 1) * elements(contracted | kept)
 
 
 def _expand_ellipsis(term, shape):

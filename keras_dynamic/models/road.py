@@ -81,8 +81,8 @@ class Road:
         rule = model.exit_rule if rule is None else rules.get(rule)
         thresholds = tf.constant(rule.thresholds(len(self.heads) - 1))
         # Thresholds are fed, not traced: rules that differ in nothing else share.
-        config = {**rule.get_config(), "threshold": None}
-        key = (type(rule), repr(sorted(config.items())))
+        rest = {k: v for k, v in vars(rule).items() if k not in ("threshold", "_bound")}
+        key = (type(rule), repr(sorted(rest.items())))
         if key not in self._walks:
             self._walks[key] = Walk(
                 self.segments, self.kinds, rule, self._intake, self._graph.inputs

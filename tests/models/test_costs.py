@@ -106,3 +106,15 @@ def test_several_inputs_of_unknown_size():
     rule = kd.rules.MaxProbability(1.0)
     p = model.predict_dynamic(x, rule=rule, verbose=0)
     assert p.cost.tolist() == [240] * 3
+
+
+def test_a_layer_whose_own_shape_stays_open():
+    inputs = keras.Input((3, 4))
+    # Keras reports (None, None, 5), even where 3 tokens are known.
+    hidden = layers.EinsumDense("abc,cd->abd", output_shape=(None, 5))(inputs)
+    assert hidden.shape == (None, None, 5)
+    early = layers.Dense(2)(layers.GlobalAveragePooling1D()(hidden))
+    late = layers.Dense(2)(layers.Flatten()(inputs))
+    costs = kd.DynamicModel(inputs, [early, late]).compute_costs()
+    # 2*3*4*5; 15 numbers to pool; 5 -> 2.
+    assert costs.segments[0] == 120 + 15 + 22

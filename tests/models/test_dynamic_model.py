@@ -1,5 +1,8 @@
 """Construction, training, saving: what makes a `DynamicModel` a Keras model."""
 
+import copy
+import pickle
+
 import keras
 import numpy as np
 import pytest
@@ -424,6 +427,14 @@ class TestSaving:
         assert history["loss"][0] == pytest.approx(
             model.fit(x, y, verbose=0).history["loss"][0], rel=1e-2
         )
+
+    def test_copies_and_pickles(self):
+        model, x, _ = self.calibrated()
+        expected = model.predict_dynamic(x, verbose=0)
+        for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+            p = twin.predict_dynamic(x, verbose=0)
+            np.testing.assert_array_equal(p.exit_index, expected.exit_index)
+            np.testing.assert_allclose(p.outputs, expected.outputs, atol=1e-6)
 
     def test_what_compile_was_given_is_what_is_saved(self):
         model = dense_model()

@@ -452,3 +452,31 @@ def test_evaluate_dynamic_needs_compile_and_targets(x):
         dense_model(compiled=False).evaluate_dynamic(x, verbose=0)
     with pytest.raises(ValueError, match="`y` must be given.*y=None"):
         dense_model().evaluate_dynamic(x, verbose=0)
+
+
+def test_rules_of_ones_own_are_told_apart_by_what_they_hold(x):
+    class Power(kd.rules.MaxProbability):
+        def __init__(self, threshold, power):
+            super().__init__(threshold)
+            self.power = power
+
+        def score(self, probabilities):
+            return super().score(probabilities) ** self.power
+
+    model = dense_model()
+    plain = model.predict_dynamic(x, rule=Power(0.3, 1.0), verbose=0)
+    squared = model.predict_dynamic(x, rule=Power(0.3, 2.0), verbose=0)
+    assert plain.exit_rates[0] > squared.exit_rates[0]
+
+
+def test_a_model_made_under_two_replicas_walks_as_on_one_device(x):
+    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+    with strategy.scope():
+        model = dense_model()
+    alone = dense_model()
+    alone.set_weights(model.get_weights())
+    rule = middle_rule(alone, x)
+    expected = alone.predict_dynamic(x, rule=rule, verbose=0)
+    same(model.predict_dynamic(x, rule=rule, verbose=0), expected)
+    with strategy.scope():
+        same(model.predict_dynamic(x, rule=rule, verbose=0), expected)
