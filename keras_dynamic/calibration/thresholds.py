@@ -170,7 +170,13 @@ def exit_indices(leave_columns):
 
 
 def choose_thresholds(
-    leaves, correct, exit_costs, *, budget=None, max_accuracy_drop=None
+    leaves,
+    correct,
+    exit_costs,
+    *,
+    budget=None,
+    max_accuracy_drop=None,
+    standard_errors=0.0,
 ):
     """The candidate at each early exit that meets one goal best.
 
@@ -183,6 +189,12 @@ def choose_thresholds(
     are equal. Answers are counted, not compared as floats: with R right answers of
     the final exit, R - floor(`max_accuracy_drop` * n) are required, where the drop
     is the decimal number as it is written: 0.29 of 100 samples is 29.
+
+    The cheapest of many choices that keep the accuracy on some data owes a part of it
+    to chance, and loses more on other data. With `standard_errors=1`, the loss plus
+    one standard error of the difference of the two accuracies (that of paired answers,
+    as in McNemar's test) must lie within `max_accuracy_drop`; the search is repeated
+    with a tighter goal until it does.
 
     An exit at which no sample leaves in the end is closed (column 0).
 
@@ -205,6 +217,8 @@ def choose_thresholds(
             is usually above 1).
         budget: Float above 0, the highest mean cost.
         max_accuracy_drop: Float in [0, 1), the largest loss of accuracy.
+        standard_errors: Float >= 0, how many standard errors the loss must stay
+            below `max_accuracy_drop`. Defaults to 0, the loss on the data given.
 
     Returns:
         A `ThresholdChoice`.
@@ -237,13 +251,13 @@ def choose_thresholds(
     _check_goals(budget, max_accuracy_drop)
     walk = Walk(leaves, correct, exit_costs)
     if budget is None:
-        goal = Goal(least_correct=_least_correct(correct[:, -1], max_accuracy_drop))
+        columns = _cheapest(walk, correct, max_accuracy_drop, standard_errors)
     else:
         goal = Goal(most_cost=budget * (1 + _COST_SLACK))
-    columns = Search(walk, goal).run()
-    if goal.is_missed(*walk.outcome(columns)):
-        # Only a budget can be missed: closing every exit loses no accuracy.
-        raise ValueError(_budget_error(walk, columns, budget))
+        columns = Search(walk, goal).run()
+        if goal.is_missed(*walk.outcome(columns)):
+            # Only a budget can be missed: closing every exit loses no accuracy.
+            raise ValueError(_budget_error(walk, columns, budget))
     counts, num_correct = walk.counts(columns)
     return ThresholdChoice(
         columns=tuple(
@@ -256,10 +270,27 @@ def choose_thresholds(
     )
 
 
-def _least_correct(final_correct, max_accuracy_drop):
+def _cheapest(walk, correct, max_accuracy_drop, standard_errors):
+    """Columns of the lowest cost that lose no more answers than allowed."""
+    final = correct[:, -1]
     # `str` gives the shortest decimal of that float, also for NumPy's scalars.
     drop = fractions.Fraction(str(max_accuracy_drop))
-    return int(np.sum(final_correct)) - math.floor(drop * final_correct.size)
+    allowed = math.floor(drop * final.size)
+    tighter_by = 0
+    while tighter_by <= allowed:
+        goal = Goal(least_correct=int(np.sum(final)) - allowed + tighter_by)
+        columns = Search(walk, goal).run()
+        taken = exit_indices(walk.leaving(columns))
+        dynamic = correct[np.arange(final.size), taken]
+        lost = np.sum(final & ~dynamic) - np.sum(dynamic & ~final)
+        # The variance of a sum of n differences in {-1, 0, 1}.
+        variance = np.sum(final != dynamic) - lost**2 / final.size
+        excess = lost + standard_errors * math.sqrt(max(variance, 0)) - allowed
+        if standard_errors == 0 or excess <= 0:
+            return columns
+        # Half of the way: the standard error shrinks with the loss.
+        tighter_by += max(1, math.floor(excess / 2))
+    return [0] * walk.num_early  # all closed: nothing lost, nothing gained
 
 
 def _budget_error(walk, columns, budget):

@@ -14,6 +14,8 @@ from keras_dynamic.ops.confidence import log_probabilities
 
 __all__ = ["calibrate"]
 
+# The margin that a drop of accuracy must keep, against the optimism of having chosen.
+_STANDARD_ERRORS = 1.0
 # Rows that the probe for mixed rows looks at.
 _PROBE_ROWS = 16
 
@@ -199,7 +201,9 @@ def _with_chosen_thresholds(rule, scores, logs, labels, shares, goal):
             decided.append(np.asarray(who_leaves(bound, scores[index], index)))
         columns.append(np.stack(decided, axis=1))
     correct = np.stack([np.argmax(log, axis=1) == labels for log in logs], axis=1)
-    choice = calibration.choose_thresholds(columns, correct, shares, **goal)
+    choice = calibration.choose_thresholds(
+        columns, correct, shares, **goal, standard_errors=_STANDARD_ERRORS
+    )
     chosen = [
         tried[column] for tried, column in zip(candidates, choice.columns, strict=True)
     ]

@@ -309,9 +309,11 @@ class DynamicModel(keras.Model):
             budget: float > 0, the largest `mean_cost` wished for, 1.0 being the plain
                 network: the most accurate thresholds within it are chosen.
             max_accuracy_drop: float in [0, 1), how much below the final exit's
-                accuracy the dynamic one may lie on this data: the cheapest
-                thresholds within it are chosen. Give this or `budget`; with neither,
-                the rule keeps the thresholds that it has.
+                accuracy the dynamic one may lie: the cheapest thresholds are chosen
+                whose drop on this data, plus one standard error of it, is within.
+                On other data it may still be exceeded: the fewer samples, the more.
+                Give this or `budget`; with neither, the rule keeps the thresholds
+                that it has.
             batch_size: int or `None`, as in `predict`.
 
         Returns:

@@ -540,3 +540,65 @@ def test_choice_is_frozen():
     choice = calibration.ThresholdChoice((0,), (0.0, 1.0), 1.0, 1.1)
     with pytest.raises(dataclasses.FrozenInstanceError):
         choice.accuracy = 0.0
+
+
+def test_a_margin_of_standard_errors_by_hand():
+    # Ten answers, all right at the end. Under column 1 two rows leave with a wrong
+    # answer, under column 2 one, under column 3 a right one.
+    leaves = np.zeros((10, 4), dtype=bool)
+    leaves[[0, 1, 2], 1] = leaves[[1, 2], 2] = leaves[2, 3] = True
+    correct = np.ones((10, 2), dtype=bool)
+    correct[[0, 1], 0] = False
+    costs = [0.5, 1.0]
+
+    def chosen(drop, standard_errors):
+        return calibration.choose_thresholds(
+            [leaves],
+            correct,
+            costs,
+            max_accuracy_drop=drop,
+            standard_errors=standard_errors,
+        ).columns
+
+    # Two lost: standard error sqrt(2 - 4/10) = 1.26; one lost: sqrt(1 - 1/10) = 0.95.
+    assert chosen(0.2, 0) == (1,)
+    assert chosen(0.3, 1) == (2,) and chosen(0.4, 1) == (1,)
+    assert chosen(0.2, 1) == (2,) and chosen(0.1, 1) == (3,)
+    assert chosen(0.1, 0) == (2,) and chosen(0.0, 1) == (3,)
+
+
+def test_the_margin_keeps_the_promise_on_other_data():
+    # Confidence and correctness as of a well calibrated exit; the final exit is right
+    # in 95 % of the cases. The same rule on fresh data loses less with the margin.
+    generator = np.random.default_rng(0)
+
+    def draw(number):
+        scores = generator.beta(4, 1, number)
+        correct = generator.uniform(size=(number, 2)) < np.stack(
+            [scores, np.full(number, 0.95)], axis=1
+        )
+        return scores, correct
+
+    drops = {0.0: [], 1.0: []}
+    fresh_scores, fresh_correct = draw(100_000)
+    for _ in range(20):
+        scores, correct = draw(400)
+        thresholds = calibration.candidate_thresholds(scores)
+        closed = np.zeros((400, 1), dtype=bool)
+        for standard_errors, values in drops.items():
+            choice = calibration.choose_thresholds(
+                [np.hstack([closed, scores[:, None] > thresholds])],
+                correct,
+                [0.4, 1.1],
+                max_accuracy_drop=0.02,
+                standard_errors=standard_errors,
+            )
+            threshold = np.inf
+            if choice.columns[0]:
+                threshold = thresholds[choice.columns[0] - 1]
+            early = fresh_scores > threshold
+            dynamic = np.where(early, fresh_correct[:, 0], fresh_correct[:, 1])
+            values.append(fresh_correct[:, 1].mean() - dynamic.mean())
+    exceeded = {key: np.mean(np.array(values) > 0.02) for key, values in drops.items()}
+    assert exceeded[1.0] < exceeded[0.0]
+    assert np.mean(drops[1.0]) < np.mean(drops[0.0]) and np.mean(drops[1.0]) < 0.02
