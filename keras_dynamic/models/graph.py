@@ -43,8 +43,8 @@ class Step:
     """One call of an operation: `operation(*args, **kwargs) -> outputs`.
 
     `args` and `kwargs` are the call's own structures with a `Value` in place of
-    every tensor of the graph. `glue` marks the casts and reshapes that Keras does
-    by itself where a nested model begins.
+    every tensor of the graph. `glue` marks what Keras does by itself where a nested
+    model begins: casts, reshapes, masks.
     """
 
     operation: Any
@@ -172,8 +172,8 @@ def _inline(functional, inputs, steps):
         fed = inner and _inputs_of_nested_call(inner, args, kwargs)
         if fed:
             fed = [
-                _standardize(v, t, steps)
-                for v, t in zip(fed, inner.inputs, strict=True)
+                _standardize(value, mask, tensor, steps)
+                for (value, mask), tensor in zip(fed, inner.inputs, strict=True)
             ]
             produced = _inline(inner, fed, steps)
         else:
@@ -186,30 +186,36 @@ def _inline(functional, inputs, steps):
 
 
 def _inputs_of_nested_call(inner, args, kwargs):
-    """Flat inputs in `inner.inputs`' order, or None where the call must stay whole."""
-    further = [value for name, value in kwargs.items() if name != "training"]
+    """Pairs (input, mask) in the order of `inner.inputs`; None for an opaque call."""
+    further = [v for name, v in kwargs.items() if name not in ("training", "mask")]
     if len(args) != 1 or any(leaf is not None for leaf in tree.flatten(further)):
         return None
-    given = args[0]
-    expected = inner.input
-    if isinstance(given, dict) and not isinstance(expected, dict):
+    given, masks = args[0], kwargs.get("mask")
+    if isinstance(given, dict) and not isinstance(inner.input, dict):
         # Keras then feeds by the inputs' names.
-        flat = [given.get(tensor.name) for tensor in inner.inputs]
-    else:
-        flat = tree.flatten(given)
-    fits = len(flat) == len(inner.inputs) and all(isinstance(v, Value) for v in flat)
-    return flat if fits else None
+        names = [tensor.name for tensor in inner.inputs]
+        given = [given.get(name) for name in names]
+        masks = [masks.get(name) for name in names] if masks else masks
+    flat = tree.flatten(given)
+    masks = [None] * len(flat) if masks is None else tree.flatten(masks)
+    fits = len(flat) == len(masks) == len(inner.inputs)
+    if not fits or not all(isinstance(value, Value) for value in flat):
+        return None
+    return list(zip(flat, masks, strict=True))
 
 
-def _standardize(value, expected, steps):
-    """Casts and reshapes `value` as a functional model does with what it is fed."""
+def _standardize(value, mask, expected, steps):
+    """Casts, reshapes and masks `value` as a functional model does what it is fed."""
     rank, wanted = len(value.spec.shape), len(expected.shape)
-    if value.spec.dtype == expected.dtype and rank == wanted:
+    if mask is None and value.spec.dtype == expected.dtype and rank == wanted:
         return value
 
-    def standardize(tensor):
-        mask = get_mask(tensor)
-        result = ops.cast(tensor, expected.dtype)
+    def standardize(tensor, mask):
+        mask = get_mask(tensor) if mask is None else mask
+        # A tensor of its own: the caller's must not get a mask.
+        result = ops.copy(tensor)
+        if value.spec.dtype != expected.dtype:
+            result = ops.cast(result, expected.dtype)
         if rank == wanted + 1:
             result = ops.squeeze(result, axis=-1)
         elif rank == wanted - 1:
@@ -222,5 +228,5 @@ def _standardize(value, expected, steps):
     elif rank == wanted - 1:
         shape = (*shape, 1)
     produced = Value(value.name, keras.KerasTensor(shape, expected.dtype))
-    steps.append(Step(standardize, (value,), {}, (produced,), glue=True))
+    steps.append(Step(standardize, (value, mask), {}, (produced,), glue=True))
     return produced

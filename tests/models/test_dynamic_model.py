@@ -518,7 +518,9 @@ class TestStripExits:
         np.testing.assert_allclose(
             plain.predict(x, verbose=0), outer.predict(x, verbose=0)[2], rtol=1e-6
         )
-        assert not any(isinstance(layer, kd.EarlyExit) for layer in plain.layers)
+        heads = (kd.EarlyExit, kd.DynamicModel)
+        assert not any(isinstance(layer, heads) for layer in plain.layers)
+        assert plain.count_params() == 6 * 6 + 6 + 236
 
     def test_nested_models_without_exits_stay_nested(self):
         trunk_input = keras.Input((6,))

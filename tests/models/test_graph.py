@@ -80,7 +80,22 @@ def test_masks_cross_a_nested_model():
     pooled = layers.GlobalAveragePooling1D()(inner(embedded))
     model = keras.Model(ids, pooled)
     x = np.array([[1, 2, 0, 0], [3, 0, 0, 0], [1, 1, 1, 1]])
+    assert inner not in [step.operation for step in build_graph(model).steps]
     np.testing.assert_allclose(run(model, x)[0], model(x), rtol=1e-5, atol=1e-6)
+
+
+def test_masks_survive_the_cast_where_a_nested_model_begins():
+    inner_input = keras.Input((4, 3), dtype="float64")
+    pooling = layers.GlobalAveragePooling1D(dtype="float64")
+    inner = keras.Model(inner_input, pooling(inner_input))
+    ids = keras.Input((4,), dtype="int32")
+    embedded = layers.Embedding(5, 3, mask_zero=True)(ids)
+    with pytest.warns(UserWarning, match="does not support masking"):
+        model = keras.Model(ids, inner(embedded))
+    x = np.array([[1, 2, 0, 0], [3, 0, 0, 0]])
+    table = model.layers[1].embeddings.numpy()
+    expected = [(table[1] + table[2]) / 2, table[3]]
+    np.testing.assert_allclose(run(model, x)[0], expected, rtol=1e-6)
 
 
 def test_an_opaque_nested_model_stays_one_step():

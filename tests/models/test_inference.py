@@ -60,6 +60,11 @@ def test_temperatures_count_in_probabilities_and_not_in_outputs(x):
     # T = 1/2 squares the probabilities and normalizes.
     squared = outputs**2 / np.sum(outputs**2, axis=1, keepdims=True)
     np.testing.assert_allclose(p.probabilities, squared, rtol=1e-4)
+    # Each exit has its own: the second takes the square root.
+    p = model.predict_dynamic(x, rule=kd.rules.MaxProbability([None, 0.0]), verbose=0)
+    root = np.sqrt(model.predict(x, verbose=0)[1])
+    expected = root / np.sum(root, axis=1, keepdims=True)
+    np.testing.assert_allclose(p.probabilities, expected, rtol=1e-4)
 
 
 @pytest.mark.parametrize("threshold, exit_index", [(0.0, 0), (1.0, 2), (None, 2)])
@@ -153,6 +158,26 @@ def test_steps_and_empty_batches(model, x, rule):
     leading = tf.data.Dataset.from_tensors(x[:0]).concatenate(dataset.take(2))
     same(model.predict_dynamic(leading, rule=rule, verbose=0), expected)
     assert len(model.predict_dynamic(empty, rule=rule, verbose=0)) == 0
+
+
+def test_convolutions_never_see_an_empty_batch():
+    inputs = keras.Input((6, 6, 2))
+    hidden = layers.BatchNormalization()(layers.Conv2D(3, 3)(inputs))
+    early = kd.EarlyExit(2)(hidden)
+    hidden = layers.BatchNormalization()(layers.Conv2D(3, 3)(hidden))
+    final = layers.Dense(2, "softmax")(layers.GlobalAveragePooling2D()(hidden))
+    model = kd.DynamicModel(inputs, [early, final])
+    x = np.random.default_rng(0).normal(size=(4, 6, 6, 2)).astype("float32")
+    batches = (
+        tf.data.Dataset.from_tensors(x[:0])
+        .repeat(2)
+        .concatenate(tf.data.Dataset.from_tensors(x))
+    )
+    # TensorFlow's convolution with BatchNormalization fails on no samples at all.
+    for threshold in (0.0, 1.0):
+        rule = kd.rules.MaxProbability(threshold)
+        p = model.predict_dynamic(batches, rule=rule, verbose=0)
+        assert p.exit_index.tolist() == [int(threshold)] * 4
 
 
 def test_dict_and_several_inputs():

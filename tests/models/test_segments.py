@@ -23,6 +23,13 @@ class Rows(layers.Layer):
         return ops.reshape(inputs, (-1, inputs.shape[-1]))
 
 
+class Gram(layers.Layer):
+    """Every row with every other: the batch on both axes."""
+
+    def call(self, inputs):
+        return ops.matmul(inputs, ops.transpose(inputs))
+
+
 class Positions(layers.Layer):
     """As many rows of a table as there are tokens: no batch, size unknown."""
 
@@ -131,6 +138,15 @@ def test_a_batch_merged_with_another_axis_cannot_cross_an_exit():
     model = keras.Model(inputs, [layers.Dense(2)(merged), early, merged_late, late])
     with pytest.raises(ValueError, match="'all_rows'"):
         cut(model)
+
+
+def test_a_batch_on_two_axes_cannot_cross_an_exit():
+    inputs = keras.Input((4,))
+    gram = Gram(name="all_pairs")(inputs)
+    late = layers.Dense(2)(ops.max(gram, axis=-1, keepdims=True))
+    early = layers.Dense(2)(ops.min(gram, axis=-1, keepdims=True))
+    with pytest.raises(ValueError, match="'all_pairs'"):
+        cut(keras.Model(inputs, [early, late]))
 
 
 MIXING = {
