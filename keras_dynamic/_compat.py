@@ -127,10 +127,17 @@ def rename_metrics_by_exit(model, y, y_pred, prefixes):
     if compiled is None or compiled.built:
         return
     compiled.build(y, y_pred)
-    for groups in (compiled._flat_metrics, compiled._flat_weighted_metrics):
+    taken = set()
+    for kind, groups in (
+        ("", compiled._flat_metrics),
+        ("weighted_", compiled._flat_weighted_metrics),
+    ):
         for group, prefix in zip(groups, prefixes, strict=False):
             if group is None:
                 continue
             group.output_name = None
             for metric in group.metrics:
-                metric.name = f"{prefix}{metric.name}"
+                name = f"{prefix}{metric.name}"
+                # As Keras names a weighted metric beside an unweighted one.
+                metric.name = f"{prefix}{kind}{metric.name}" if name in taken else name
+                taken.add(metric.name)

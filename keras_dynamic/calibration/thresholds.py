@@ -20,6 +20,11 @@ from keras_dynamic.calibration._walk import Walk, first_exit
 # A mean cost counts as within the budget up to this relative rounding error.
 _COST_SLACK = 1e-9
 
+# What an answer that differs from the final exit's costs in the search, in parts of a
+# right answer: 1 / sqrt(changes) of a standard error, for a few or thousands of them.
+_SCALE = 128
+_PENALTIES = (0, 1, 2, 4, 8, 16, 32, 64, 128, 512)
+
 
 @dataclasses.dataclass(frozen=True)
 class ThresholdChoice:
@@ -190,11 +195,9 @@ def choose_thresholds(
     the final exit, R - floor(`max_accuracy_drop` * n) are required, where the drop
     is the decimal number as it is written: 0.29 of 100 samples is 29.
 
-    The cheapest of many choices that keep the accuracy on some data owes a part of it
-    to chance, and loses more on other data. With `standard_errors=1`, the loss plus
-    one standard error of the difference of the two accuracies (that of paired answers,
-    as in McNemar's test) must lie within `max_accuracy_drop`; the search is repeated
-    with a tighter goal until it does.
+    The cheapest of many choices owes a part of its accuracy to chance, and loses more
+    on other data. With `standard_errors=1`, the loss plus one standard error of it
+    (of paired answers, as in McNemar's test) must lie within `max_accuracy_drop`.
 
     An exit at which no sample leaves in the end is closed (column 0).
 
@@ -251,7 +254,9 @@ def choose_thresholds(
     _check_goals(budget, max_accuracy_drop)
     walk = Walk(leaves, correct, exit_costs)
     if budget is None:
-        columns = _cheapest(walk, correct, max_accuracy_drop, standard_errors)
+        columns = _cheapest(
+            leaves, correct, exit_costs, max_accuracy_drop, standard_errors
+        )
     else:
         goal = Goal(most_cost=budget * (1 + _COST_SLACK))
         columns = Search(walk, goal).run()
@@ -270,27 +275,31 @@ def choose_thresholds(
     )
 
 
-def _cheapest(walk, correct, max_accuracy_drop, standard_errors):
-    """Columns of the lowest cost that lose no more answers than allowed."""
-    final = correct[:, -1]
+def _cheapest(leaves, correct, exit_costs, max_accuracy_drop, standard_errors):
+    """Columns of the lowest cost found that lose no more answers than allowed."""
+    final, num_samples = correct[:, -1:], len(correct)
     # `str` gives the shortest decimal of that float, also for NumPy's scalars.
-    drop = fractions.Fraction(str(max_accuracy_drop))
-    allowed = math.floor(drop * final.size)
-    tighter_by = 0
-    while tighter_by <= allowed:
-        goal = Goal(least_correct=int(np.sum(final)) - allowed + tighter_by)
-        columns = Search(walk, goal).run()
-        taken = exit_indices(walk.leaving(columns))
-        dynamic = correct[np.arange(final.size), taken]
-        lost = np.sum(final & ~dynamic) - np.sum(dynamic & ~final)
+    allowed = math.floor(fractions.Fraction(str(max_accuracy_drop)) * num_samples)
+    plain = Walk(leaves, correct, exit_costs)
+    best = [0] * plain.num_early  # all closed: nothing lost, nothing gained
+    for penalty in _PENALTIES if standard_errors else (0,):
+        # The search counts right answers. Less a part of an answer for each one that
+        # differs from the final exit's, they stand for the standard error.
+        values = _SCALE * correct.astype(np.int64) - penalty * (correct != final)
+        walk = Walk(leaves, values, exit_costs)
+        least = _SCALE * (int(np.sum(final)) - allowed)
+        columns = Search(walk, Goal(least_correct=least)).run()
+        taken = exit_indices(plain.leaving(columns))
+        dynamic = correct[np.arange(num_samples), taken]
+        lost = np.sum(final[:, 0] > dynamic) - np.sum(dynamic > final[:, 0])
         # The variance of a sum of n differences in {-1, 0, 1}.
-        variance = np.sum(final != dynamic) - lost**2 / final.size
-        excess = lost + standard_errors * math.sqrt(max(variance, 0)) - allowed
-        if standard_errors == 0 or excess <= 0:
-            return columns
-        # Half of the way: the standard error shrinks with the loss.
-        tighter_by += max(1, math.floor(excess / 2))
-    return [0] * walk.num_early  # all closed: nothing lost, nothing gained
+        variance = np.sum(final[:, 0] != dynamic) - lost**2 / num_samples
+        margin = standard_errors * math.sqrt(max(variance, 0))
+        if lost + margin <= allowed and (
+            plain.outcome(columns)[1] < plain.outcome(best)[1]
+        ):
+            best = columns
+    return best
 
 
 def _budget_error(walk, columns, budget):

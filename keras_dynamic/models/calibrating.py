@@ -1,5 +1,7 @@
 """Calibration of a model: the dense road once, then temperatures and thresholds."""
 
+import numbers
+
 import numpy as np
 import tensorflow as tf
 from keras import tree, utils
@@ -20,15 +22,24 @@ _STANDARD_ERRORS = 1.0
 _PROBE_ROWS = 16
 
 
-def calibrate(model, x, y, rule, budget, max_accuracy_drop, batch_size):
+def calibrate(model, x, y, rule, budget, max_accuracy_drop, batch_size, steps):
     """See `DynamicModel.calibrate`."""
+    for name, goal in (("budget", budget), ("max_accuracy_drop", max_accuracy_drop)):
+        if goal is not None and (
+            isinstance(goal, bool) or not isinstance(goal, numbers.Real)
+        ):
+            raise TypeError(
+                f"`{name}` must be a number. Received: {name}={goal!r} of type "
+                f"{type(goal)}."
+            )
     if budget is not None and max_accuracy_drop is not None:
         raise ValueError(
             "Give `budget` or `max_accuracy_drop`, not both. Received: "
             f"budget={budget}, max_accuracy_drop={max_accuracy_drop}."
         )
     kinds = model.road.kinds
-    outputs, labels, costs = _dense_answers(model, x, y, batch_size)
+    outputs, labels, costs = _dense_answers(model, x, y, batch_size, steps)
+    _check_probabilities(outputs, kinds, model.exit_names)
     logs = [
         log_probabilities(tf.constant(output), kind).numpy()
         for output, kind in zip(outputs, kinds, strict=True)
@@ -69,13 +80,19 @@ def calibrate(model, x, y, rule, budget, max_accuracy_drop, batch_size):
     return report
 
 
-def _dense_answers(model, x, y, batch_size):
+def _dense_answers(model, x, y, batch_size, steps):
     """Outputs of every exit and the labels, in one pass over the data."""
     outputs, targets, broken, costs = [], [], [], None
     flat = [leaf for leaf in tree.flatten(x) if leaf is not None]
     if all(getattr(leaf, "shape", (1,))[:1] == (0,) for leaf in flat):
         raise ValueError("`x` must hold at least one sample. Received: none.")
-    for _, _, batches in BatchIterator(x=x, y=y, batch_size=batch_size):
+    if isinstance(y, (list, tuple)) and not all(hasattr(part, "shape") for part in y):
+        raise TypeError(
+            "`y` must be an array of labels (or a list of arrays, one an exit). "
+            f"Received: y of type {type(y)} with items of type {type(y[0])}."
+        )
+    iterator = BatchIterator(x=x, y=y, batch_size=batch_size, steps_per_epoch=steps)
+    for _, _, batches in iterator:
         for data in batches:
             x_batch, y_batch, weight = utils.unpack_x_y_sample_weight(data)
             if y_batch is None:
@@ -95,7 +112,7 @@ def _dense_answers(model, x, y, batch_size):
                 _probe_rows(model, x_batch)
             fed = [t for t in tree.flatten(x_batch) if t is not None]
             broken.append(np.asarray(rows_with_nan(fed, first_size(x_batch))))
-            outputs.append(model.predict_on_batch(x_batch))
+            outputs.append(model.road.dense_outputs(x_batch))
             targets.append(np.asarray(target_of_final(y_batch, model.exit_names)))
     if not outputs:
         raise ValueError("`x` must hold at least one sample. Received: none.")
@@ -111,6 +128,22 @@ def _dense_answers(model, x, y, batch_size):
         )
     classes = max(outputs[-1].shape[-1], 2)
     return outputs, _class_numbers(np.concatenate(targets), classes), costs
+
+
+def _check_probabilities(outputs, kinds, names):
+    """Finds logits where the loss and the activation let probabilities be expected."""
+    for output, kind, name in zip(outputs, kinds, names, strict=True):
+        if kind != "probabilities":
+            continue
+        sums = output.astype("float64").sum(axis=-1)
+        within = (output >= 0).all() and (output <= 1.001).all()
+        if not within or (output.shape[-1] > 1 and np.abs(sums - 1).max() > 1e-2):
+            raise ValueError(
+                f"Exit '{name}' must give probabilities, as its loss says. Received: "
+                f"outputs from {output.min():.4g} to {output.max():.4g} with sums from "
+                f"{sums.min():.4g} to {sums.max():.4g}. End it in a softmax, or give "
+                "the loss `from_logits=True`."
+            )
 
 
 def _class_numbers(y, classes):
@@ -148,7 +181,7 @@ def _probe_rows(model, x):
         picked = tree.map_structure(
             lambda tensor: None if tensor is None else take(tensor[:size]), x
         )
-        return model.predict_on_batch(picked)
+        return model.road.dense_outputs(picked)
 
     whole = answers(lambda tensor: tensor)
     part = answers(lambda tensor: tf.gather(tensor, rows))

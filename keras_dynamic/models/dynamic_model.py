@@ -1,7 +1,5 @@
 """DynamicModel: a functional Keras model that can stop early."""
 
-import zlib
-
 import keras
 import numpy as np
 from keras import tree
@@ -23,6 +21,7 @@ from keras_dynamic.models.structure import (
     check_inputs,
     check_outputs,
     is_functional_call,
+    shapes_of_inputs,
 )
 
 __all__ = ["DynamicModel"]
@@ -48,7 +47,8 @@ class DynamicModel(keras.Model):
         outputs: list of at least two tensors (batch, units), the exits in the order
             of their depth; the last is the final one.
         exit_rule: the `kd.rules.ExitRule` in force, or its name. Defaults to `None`,
-            `MaxProbability(0.9)`.
+            `MaxProbability(0.9)`. (`keras.models.clone_model` makes a clone with the
+            default; `from_config` keeps the rule.)
         name: string, the model's name.
 
     Raises:
@@ -120,12 +120,18 @@ class DynamicModel(keras.Model):
     def exit_rule(self):
         """The rule in force, with the thresholds that the weights hold now."""
         rule = self._rule
-        if int(self._rule_code) != _code(rule):
-            raise RuntimeError(
-                "The weights loaded into this model hold thresholds of another kind of "
-                f"rule than the {type(rule).__name__} that it was made with. Assign "
-                "the right rule to `model.exit_rule`, or calibrate again."
-            )
+        code = int(np.asarray(self._rule_code))
+        if code != rules.code_of(type(rule)):
+            # Loaded weights: they hold the thresholds of another kind of rule.
+            loaded = rules.class_with_code(code)
+            if loaded is None:
+                raise RuntimeError(
+                    "The weights loaded into this model hold thresholds of a rule that "
+                    f"is neither its own {type(rule).__name__} nor a built-in one. "
+                    "Make the model with that rule (`exit_rule=`) before loading, or "
+                    "assign another rule to `model.exit_rule`."
+                )
+            rule = loaded()
         given = rule.thresholds(len(self.exit_names) - 1)
         current = np.asarray(self.exit_thresholds)
         return rule if np.array_equal(given, current) else rule.with_values(current)
@@ -134,7 +140,7 @@ class DynamicModel(keras.Model):
     def exit_rule(self, rule):
         rule = rules.get(rule)
         self.exit_thresholds.assign(rule.thresholds(len(self.exit_names) - 1))
-        self._rule_code.assign(_code(rule))
+        self._rule_code.assign(rules.code_of(type(rule)))
         self._rule = rule
 
     def __setattr__(self, name, value):
@@ -161,7 +167,8 @@ class DynamicModel(keras.Model):
             loss: one loss for every exit, or a list or dict with one for each, as
                 Keras means it.
             loss_weights: list (one an exit) or dict by exit name; overrides the
-                exits' own `loss_weight`. Defaults to `None`, the exits' own.
+                exits' own `loss_weight`, whose changes then have no effect. Defaults
+                to `None`, the exits' own.
             metrics, weighted_metrics: with one loss a flat list applies to every
                 exit; a list of lists or a dict is one entry an exit, as in Keras.
             **kwargs: `jit_compile`, `run_eagerly` and the rest, as in Keras.
@@ -188,14 +195,17 @@ class DynamicModel(keras.Model):
         one_loss = loss is not None and not tree.is_nested(loss)
         metrics = metrics_each(metrics, names, one_loss)
         weighted_metrics = metrics_each(weighted_metrics, names, one_loss)
+        weights = weights_each(loss_weights, self.road.heads, losses)
         super().compile(
             optimizer,
             loss=losses,
-            loss_weights=weights_each(loss_weights, self.road.heads, losses),
-            metrics=metrics,
+            loss_weights=weights,
+            metrics=metrics or [],  # None would leave those of the last `compile`
             weighted_metrics=weighted_metrics,
             **kwargs,
         )
+        self.road.loss_weights = weights if losses else None
+        self.road.losses = losses
         self.road.final = {
             "loss": losses[-1] if losses else None,
             "metrics": entries_of_final(metrics, names),
@@ -213,7 +223,7 @@ class DynamicModel(keras.Model):
     def compute_loss(
         self, x=None, y=None, y_pred=None, sample_weight=None, training=True
     ):
-        y = targets_each(y, self.exit_names)
+        y = targets_each(y, self.exit_names, self.road.losses)
         return super().compute_loss(x, y, y_pred, sample_weight, training)
 
     def compute_metrics(self, x, y, y_pred, sample_weight=None):
@@ -299,13 +309,15 @@ class DynamicModel(keras.Model):
         budget=None,
         max_accuracy_drop=None,
         batch_size=None,
+        steps=None,
     ):
         """Fits temperatures and chooses thresholds on held-out data.
 
         Args:
             x: as in `predict`; a dataset may yield (x, y).
             y: labels, (n,) class numbers or (n, classes) one-hot.
-            rule: name of a rule, or an `ExitRule`. Defaults to `"max_probability"`.
+            rule: name of a rule, or an `ExitRule`; it becomes the model's. Defaults
+                to `"max_probability"`, also where the model has another.
             budget: float > 0, the largest `mean_cost` wished for, 1.0 being the plain
                 network: the most accurate thresholds within it are chosen.
             max_accuracy_drop: float in [0, 1), how much below the final exit's
@@ -314,7 +326,7 @@ class DynamicModel(keras.Model):
                 On other data it may still be exceeded: the fewer samples, the more.
                 Give this or `budget`; with neither, the rule keeps the thresholds
                 that it has.
-            batch_size: int or `None`, as in `predict`.
+            batch_size, steps: int or `None`, as in `predict`.
 
         Returns:
             A `kd.calibration.CalibrationReport`; `print` it.
@@ -335,7 +347,7 @@ class DynamicModel(keras.Model):
         if isinstance(rule, str) and type(wanted) is type(self._rule):
             wanted = self.exit_rule  # the name alone changes no threshold
         return calibrating.calibrate(
-            self, x, y, wanted, budget, max_accuracy_drop, batch_size
+            self, x, y, wanted, budget, max_accuracy_drop, batch_size, steps
         )
 
     def compute_costs(self, input_shape=None):
@@ -352,11 +364,7 @@ class DynamicModel(keras.Model):
         Raises:
             ValueError: if a size is unknown and not given.
         """
-        if input_shape is not None and (
-            not input_shape or not isinstance(input_shape[0], (list, tuple))
-        ):
-            input_shape = [input_shape]
-        return self.road.costs(input_shape and tuple(map(tuple, input_shape)))
+        return self.road.costs(shapes_of_inputs(input_shape, len(self.inputs)))
 
     def summary(self, *args, print_fn=None, **kwargs):
         """Keras' summary, then the exits with their share of the cost."""
@@ -378,9 +386,3 @@ class DynamicModel(keras.Model):
             autocast=False,
             name=name,
         )
-
-
-def _code(rule):
-    """A number for the rule's class, kept beside the thresholds in weight files."""
-    name = keras.saving.get_registered_name(type(rule))
-    return zlib.crc32(name.encode()) & 0x7FFFFFFF

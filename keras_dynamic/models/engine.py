@@ -50,14 +50,24 @@ def score_exit(rule, state, broken, outputs, kind, temperature, exit_index):
     """
     probabilities = calibrated_probabilities(outputs, kind, temperature)
     score, state = rule.update(state, probabilities, exit_index)
+    if score.shape.rank not in (1, None):
+        raise ValueError(
+            f"`score` of {type(rule).__name__} must give one number a row, (batch,). "
+            f"Received: a tensor of shape {score.shape}."
+        )
     broken |= tf.reduce_any(tf.math.is_nan(probabilities), axis=-1)
     score = tf.where(broken, float("nan"), tf.cast(score, tf.float32))
     return probabilities, score, state
 
 
 def who_leaves(rule, score, exit_index):
-    """(batch,) bool under a bound rule; a row with a NaN score never leaves."""
-    return rule.leaves(score, exit_index) & ~tf.math.is_nan(score)
+    """(batch,) bool under a bound rule.
+
+    A row with a NaN score never leaves, and nobody leaves a closed exit, whatever the
+    rule compares.
+    """
+    is_open = tf.math.is_finite(rule.threshold_at(exit_index))
+    return rule.leaves(score, exit_index) & ~tf.math.is_nan(score) & is_open
 
 
 class Walk:
@@ -115,14 +125,12 @@ class Walk:
             return self._walk(packed, thresholds, temperatures)
 
         num_exits = len(self.segments)
-        return tf.function(
-            walk,
-            autograph=False,
-            input_signature=[
-                specs,
-                tf.TensorSpec([num_exits - 1], tf.float32),
-                tf.TensorSpec([num_exits], tf.float32),
-            ],
+        # Traced here and once, not by a call: TensorFlow would count the walks of
+        # several rules or models as one function that is traced too often.
+        return tf.function(walk, autograph=False).get_concrete_function(
+            specs,
+            tf.TensorSpec([num_exits - 1], tf.float32),
+            tf.TensorSpec([num_exits], tf.float32),
         )
 
     def _spec(self, tensor):

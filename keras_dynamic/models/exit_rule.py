@@ -16,17 +16,20 @@ class ExitRule:
     """Base class of the rules that decide at which exit a sample leaves.
 
     At each exit a rule gives every row a score and leaves where the score lies
-    strictly above the exit's threshold. The last exit takes everyone who is left.
+    strictly above the exit's threshold, or strictly below it if the class says
+    `leaves_below = True`. The last exit takes everyone who is left.
 
-    To write a rule of one's own, override `score`; `leaves` as well where a larger
-    score does not mean more confidence; `initial_state` and `update` where a row
-    has to remember something from exit to exit. All four are traced into a
-    `tf.function`: use TensorFlow or `keras.ops`, no NumPy and no Python branches on
-    values. Register the class with `keras.saving.register_keras_serializable`.
+    To write a rule of one's own, override `score`; `leaves` as well for another
+    comparison, with `self.threshold_at(exit_index)`; `initial_state` and `update`
+    where a row has to remember something from exit to exit. All four are traced into
+    a `tf.function`: use TensorFlow or `keras.ops`, no NumPy and no Python branches on
+    values. Arguments of its own belong in `get_config`, and the class should be
+    registered with `keras.saving.register_keras_serializable`, so that a saved model
+    finds it again.
 
     Args:
-        threshold: a number for all early exits, or a list with one number or `None`
-            for each; `None` closes an exit.
+        threshold: a finite number for all early exits, or a list with one number or
+            `None` for each; `None` closes an exit.
 
     Raises:
         ValueError: if a threshold lies outside the rule's range.
@@ -36,20 +39,22 @@ class ExitRule:
 
     ```python
     @keras.saving.register_keras_serializable(package="example")
-    class SecondProbability(kd.rules.ExitRule):
+    class Doubt(kd.rules.ExitRule):
+        leaves_below = True  # little doubt leaves
+
         def score(self, probabilities):
-            return 1.0 - keras.ops.top_k(probabilities, 2)[0][:, 1]
+            return 1.0 - keras.ops.max(probabilities, axis=-1)
 
 
-    rule = SecondProbability(threshold=0.8)
-    print(rule.score(np.array([[0.7, 0.2, 0.1]])))  # [0.8]
+    rule = Doubt(threshold=0.2)
+    score = rule.score(np.array([[0.9, 0.1], [0.6, 0.4]]))
+    print(rule.leaves(score, exit_index=0))  # [True, False]
     ```
     """
 
     # The least and largest threshold that mean something.
     minimum, maximum = -math.inf, math.inf
-    # What closes an exit. A rule that leaves below its threshold has -inf here.
-    closed_value = math.inf
+    leaves_below = False
 
     def __init__(self, threshold):
         self.threshold = self._checked(threshold)
@@ -79,7 +84,17 @@ class ExitRule:
         Returns:
             (batch,) bool. A NaN score compares false and stays.
         """
-        return score > self._threshold_at(exit_index)
+        threshold = self.threshold_at(exit_index)
+        return score < threshold if self.leaves_below else score > threshold
+
+    def threshold_at(self, exit_index):
+        """The threshold in force at an exit, a float32 scalar; infinite if closed."""
+        if self._bound is not None:
+            return self._bound[exit_index]
+        value = self.threshold
+        if isinstance(value, list):
+            value = value[exit_index]
+        return tf.constant(self.closed_value if value is None else value, tf.float32)
 
     def initial_state(self, num_rows):
         """What each row remembers before the first exit: a structure of tensors.
@@ -118,6 +133,11 @@ class ExitRule:
     def __repr__(self):
         return f"{type(self).__name__}(threshold={self.threshold!r})"
 
+    @property
+    def closed_value(self):
+        """The infinite number that stands for a closed exit in a weight."""
+        return -math.inf if self.leaves_below else math.inf
+
     def thresholds(self, num_exits):
         """The thresholds of `num_exits` early exits, float32, closed ones infinite.
 
@@ -146,7 +166,7 @@ class ExitRule:
         # str() of a float32 is the shortest decimal that stands for it: 0.3, where
         # float() gives 0.30000001192092896.
         return self.with_threshold(
-            [None if v == self.closed_value else float(str(v)) for v in values]
+            [float(str(v)) if np.isfinite(v) else None for v in values]
         )
 
     def candidates(self, scores):
@@ -159,29 +179,21 @@ class ExitRule:
             A list: `None` (closed) first, then one that everyone passes who has a
             score, then thresholds between the scores.
         """
-        above = self.closed_value > 0
-        everyone = open_threshold(scores, leaves_above=above)
+        everyone = open_threshold(scores, leaves_above=not self.leaves_below)
         everyone = min(max(everyone, self.minimum), self.maximum)
         return [None, everyone, *candidate_thresholds(scores).tolist()]
 
     def with_threshold(self, threshold):
         """A copy of this rule with other thresholds."""
-        config = {**self.get_config(), "threshold": threshold}
-        return type(self).from_config(config)
+        twin = copy.copy(self)
+        twin.threshold = self._checked(threshold)
+        return twin
 
     def bind(self, thresholds):
         """A copy whose `leaves` compares with the tensor `thresholds`, (exits,)."""
         bound = copy.copy(self)
         bound._bound = thresholds
         return bound
-
-    def _threshold_at(self, exit_index):
-        if self._bound is not None:
-            return self._bound[exit_index]
-        value = self.threshold
-        if isinstance(value, list):
-            value = value[exit_index]
-        return tf.constant(self.closed_value if value is None else value, tf.float32)
 
     def _checked(self, threshold):
         if isinstance(threshold, np.ndarray):
@@ -199,7 +211,12 @@ class ExitRule:
                 f"threshold={value!r} of type {type(value)}."
             )
         value = value.item() if isinstance(value, np.generic) else value
-        if not self.minimum <= value <= self.maximum:  # false for NaN as well
+        if not math.isfinite(value):
+            raise ValueError(
+                "`threshold` must be finite; `None` closes an exit. Received: "
+                f"threshold={value}."
+            )
+        if not self.minimum <= value <= self.maximum:
             if self.maximum == math.inf:
                 valid = f"be at least {self.minimum}"
             else:

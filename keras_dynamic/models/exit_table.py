@@ -2,8 +2,11 @@
 
 import io
 
+import numpy as np
 from rich.console import Console
 from rich.table import Table
+
+from keras_dynamic.models.per_exit import own_weights
 
 __all__ = ["exit_table"]
 
@@ -24,9 +27,9 @@ def exit_table(road):
     table.add_column("Of them its head", justify="right")
     table.add_column("Cost", justify="right")
     costs = None if road.open_sizes else road.costs()
+    weights = road.loss_weights or own_weights(road.heads)
     for index, head in enumerate(road.heads):
-        layer = head.exit_layer
-        weight = "1" if layer is None else f"{layer.loss_weight:g}"
+        weight = f"{float(np.asarray(weights[index])):g}"
         if costs is None:
             figures = ("open size", "", "")
         else:

@@ -105,7 +105,13 @@ def _answered_batches(model, rule, mode, callbacks, verbose, logs, x, **data):
     """
     walk, thresholds = model.road.walk_under(rule, model)
     temperatures = tf.convert_to_tensor(model.calibration_temperatures)
-    iterator = [] if _is_empty(x) else BatchIterator(x=x, **data)
+    if x is None:
+        raise ValueError("`x` must hold samples, as in `predict`. Received: x=None.")
+    if _is_empty(x):
+        model.road.check_input(x)
+        iterator = []
+    else:
+        iterator = BatchIterator(x=x, **data)
     if not isinstance(callbacks, keras.callbacks.CallbackList):
         callbacks = keras.callbacks.CallbackList(
             callbacks,

@@ -12,6 +12,7 @@ __all__ = [
     "losses_each",
     "metrics_each",
     "own_metric",
+    "own_weights",
     "target_of_final",
     "targets_each",
     "weights_each",
@@ -38,10 +39,7 @@ def weights_each(loss_weights, heads, losses):
     """
     if losses is None:
         return loss_weights
-    own = [
-        1.0 if head.exit_layer is None else head.exit_layer.current_loss_weight
-        for head in heads
-    ]
+    own = own_weights(heads)
     names = [head.name for head in heads]
     if loss_weights is None:
         return own
@@ -60,25 +58,37 @@ def weights_each(loss_weights, heads, losses):
     return list(loss_weights)
 
 
+def own_weights(heads):
+    """The exits' own lambda: their layers' variables, 1 for other heads."""
+    return [
+        1.0 if head.exit_layer is None else head.exit_layer.current_loss_weight
+        for head in heads
+    ]
+
+
 def metrics_each(metrics, names, one_loss):
     """A list with the metrics of every exit; what Keras reads as it is, unchanged."""
     if not metrics:
         return None
     if isinstance(metrics, dict):
         _check_names("metrics", metrics, names)
-        return [_as_list(metrics.get(name)) for name in names]
+        return _copied_but_last([_as_list(metrics.get(name)) for name in names])
     nested = isinstance(metrics, (list, tuple)) and any(
         isinstance(entry, (list, tuple)) for entry in metrics
     )
     if nested:
         _check_length("metrics", metrics, names)
-        return [_as_list(entry) for entry in metrics]
+        return _copied_but_last([_as_list(entry) for entry in metrics])
     if not one_loss or not isinstance(metrics, (list, tuple)):
         return metrics
-    # The last exit takes the user's own objects; a metric has a state, so that the
-    # other exits need copies.
-    copies = [[own_metric(metric) for metric in metrics] for _ in names[:-1]]
-    return [*copies, list(metrics)]
+    return _copied_but_last([list(metrics) for _ in names])
+
+
+def _copied_but_last(entries):
+    """The last exit takes the user's own objects; a metric has a state and will have
+    its exit's name, so that the other exits need copies."""
+    copies = [[own_metric(metric) for metric in entry] for entry in entries[:-1]]
+    return [*copies, entries[-1]]
 
 
 def own_metric(metric):
@@ -95,12 +105,24 @@ def entries_of_final(metrics, names):
     return _as_list(metrics[-1])
 
 
-def targets_each(y, names):
-    """Targets of every exit from one `y`; lists and dicts by exit pass through."""
+def targets_each(y, names, losses=None):
+    """Targets of every exit from one `y`; a list or dict is one entry an exit.
+
+    Raises:
+        ValueError: if a dict has unknown keys, or lacks an exit that has a loss.
+    """
     if y is None:
         return None
-    if isinstance(y, dict) and set(y) == set(names):
-        return [y[name] for name in names]
+    if isinstance(y, dict):
+        _check_names("y", y, names)
+        losses = losses or [None] * len(names)
+        for name, loss in zip(names, losses, strict=True):
+            if loss is not None and name not in y:
+                raise ValueError(
+                    f"`y` must have targets for exit '{name}', which has a loss. "
+                    f"Received keys: {sorted(y)}."
+                )
+        return [y.get(name) for name in names]
     if tree.is_nested(y):
         return y
     return [y] * len(names)

@@ -3,6 +3,7 @@
 import dataclasses
 
 import keras
+import numpy as np
 import tensorflow as tf
 from keras import tree
 
@@ -31,6 +32,9 @@ class Road:
         segments: a `Segment` for each exit.
         final: what `compile` was given for the last exit: a dict with `loss`,
             `metrics` and `weighted_metrics`.
+        losses: the loss of each exit, as given to `compile`; None before.
+        loss_weights: the weights of the exits' losses in force, numbers or variables;
+            None before `compile`.
     """
 
     def __init__(self, model):
@@ -43,7 +47,10 @@ class Road:
         self._intake = keras.Model(model.input, list(model.inputs), name=model.name)
         self._kinds = [head.kind for head in self.heads]
         self._walks, self._costs = {}, {}
-        self.final = None
+        self.final = self.losses = self.loss_weights = None
+        self._dense = tf.function(
+            lambda x: model(x, training=False), autograph=False, reduce_retracing=True
+        )
 
     @property
     def kinds(self):
@@ -80,14 +87,21 @@ class Road:
         """
         rule = model.exit_rule if rule is None else rules.get(rule)
         thresholds = tf.constant(rule.thresholds(len(self.heads) - 1))
-        # Thresholds are fed, not traced: rules that differ in nothing else share.
-        rest = {k: v for k, v in vars(rule).items() if k not in ("threshold", "_bound")}
-        key = (type(rule), repr(sorted(rest.items())))
+        key = _walk_key(rule)
         if key not in self._walks:
             self._walks[key] = Walk(
                 self.segments, self.kinds, rule, self._intake, self._graph.inputs
             )
         return self._walks[key], thresholds
+
+    def dense_outputs(self, x):
+        """Outputs of all exits for a batch, arrays: what `predict_on_batch` gives, but
+        by one replica where the model was made for several."""
+        return [np.asarray(output) for output in self._dense(x)]
+
+    def check_input(self, x):
+        """Keras' own error for input of a wrong shape, dtype or structure."""
+        self._intake(x, training=False)
 
     def costs(self, input_shapes=None):
         """`Costs` for sizes that the model leaves open; see `compute_costs`."""
@@ -108,6 +122,24 @@ class Road:
     def open_sizes(self):
         """Whether an input has a size besides the batch that is not known."""
         return any(None in value.spec.shape[1:] for value in self._graph.inputs)
+
+
+def _walk_key(rule):
+    """Equal for rules that one traced walk can serve: thresholds are fed, the rest is
+    traced. Objects count by identity, and the walk keeps them alive."""
+    fed = ("threshold", "_bound")
+    own = type(rule).leaves
+    if own is not rules.ExitRule.leaves and own is not rules.Patience.leaves:
+        fed = ("_bound",)  # it may read `self.threshold`, which is then traced
+    plain = (int, float, str, type(None))
+    return (
+        type(rule),
+        *(
+            (name, type(value), value if isinstance(value, plain) else id(value))
+            for name, value in sorted(vars(rule).items())
+            if name not in fed
+        ),
+    )
 
 
 def _described_heads(graph):

@@ -6,6 +6,7 @@ and keras-tuner bring them back, and hands them to a bound copy of the rule.
 """
 
 import math
+import zlib
 
 import keras
 import tensorflow as tf
@@ -112,16 +113,13 @@ class Entropy(ExitRule):
     """
 
     minimum, maximum = 0, math.inf
-    closed_value = -math.inf
+    leaves_below = True
 
     def __init__(self, threshold=0.3):
         super().__init__(threshold)
 
     def score(self, probabilities):
         return confidence.entropy(probabilities)
-
-    def leaves(self, score, exit_index):
-        return score < self._threshold_at(exit_index)
 
 
 @keras.saving.register_keras_serializable(package="keras_dynamic")
@@ -164,7 +162,7 @@ class Patience(ExitRule):
         return self.update(state, probabilities, 0)[0]
 
     def leaves(self, score, exit_index):
-        return score >= self._threshold_at(exit_index)
+        return score >= self.threshold_at(exit_index)
 
     def initial_state(self, num_rows):
         return {
@@ -200,6 +198,17 @@ _BY_NAME = {
     "margin": Margin,
     "patience": Patience,
 }
+
+
+def class_with_code(code):
+    """The built-in class whose `code_of` is `code`, or None."""
+    return next((c for c in _BY_NAME.values() if code_of(c) == code), None)
+
+
+def code_of(rule_class):
+    """A number for a rule's class, kept beside the thresholds in weight files."""
+    name = keras.saving.get_registered_name(rule_class)
+    return zlib.crc32(name.encode()) & 0x7FFFFFFF
 
 
 def get(identifier):

@@ -2,7 +2,13 @@
 
 from keras_dynamic.layers.early_exit import EarlyExit
 
-__all__ = ["check_exits", "check_inputs", "check_outputs", "is_functional_call"]
+__all__ = [
+    "check_exits",
+    "check_inputs",
+    "check_outputs",
+    "is_functional_call",
+    "shapes_of_inputs",
+]
 
 
 def is_functional_call(args, kwargs):
@@ -61,3 +67,22 @@ def check_exits(road):
                     "would count twice: `DynamicModel` adds it already. Call the exit "
                     "without targets."
                 )
+
+
+def shapes_of_inputs(input_shape, num_inputs):
+    """A tuple of shapes, one an input, from one shape or a list of them."""
+    if input_shape is None:
+        return None
+    if not isinstance(input_shape, (list, tuple)):
+        raise TypeError(
+            "`input_shape` must be a tuple of sizes, or a list of these. Received: "
+            f"input_shape={input_shape!r} of type {type(input_shape)}."
+        )
+    if not input_shape or not isinstance(input_shape[0], (list, tuple)):
+        input_shape = [input_shape]
+    if len(input_shape) != num_inputs:
+        raise ValueError(
+            f"`input_shape` must hold one shape for each of the {num_inputs} inputs. "
+            f"Received: {len(input_shape)} shapes: {input_shape}."
+        )
+    return tuple(tuple(shape) for shape in input_shape)

@@ -567,6 +567,25 @@ def test_a_margin_of_standard_errors_by_hand():
     assert chosen(0.1, 0) == (2,) and chosen(0.0, 1) == (3,)
 
 
+def test_a_goal_of_nothing_lost_finds_the_exits_that_change_nothing():
+    # 60 easy rows are right everywhere; of 40 others the exit answers 5 wrong, and the
+    # final exit another 6. The easy ones, and a few more, can leave without a loss.
+    scores = np.concatenate([np.linspace(0.9, 0.99, 60), np.linspace(0.1, 0.8, 40)])
+    correct = np.ones((100, 2), dtype=bool)
+    correct[60:100:8, 0] = correct[61:100:7, 1] = False
+    thresholds = calibration.candidate_thresholds(scores)
+    leaves = np.hstack([np.zeros((100, 1), bool), scores[:, None] > thresholds])
+    choice = calibration.choose_thresholds(
+        [leaves],
+        correct,
+        [0.4, 1.1],
+        max_accuracy_drop=0.0,
+        standard_errors=1.0,
+    )
+    assert 0.6 <= choice.exit_rates[0] <= 0.7
+    assert choice.accuracy >= correct[:, 1].mean()
+
+
 def test_the_margin_keeps_the_promise_on_other_data():
     # Confidence and correctness as of a well calibrated exit; the final exit is right
     # in 95 % of the cases. The same rule on fresh data loses less with the margin.

@@ -129,15 +129,16 @@ def test_a_rule_of_the_users_own(trained):
 
     @keras.saving.register_keras_serializable(package="test_calibrate")
     class Doubt(kd.rules.ExitRule):
-        closed_value = -float("inf")
+        leaves_below = True
+
+        def __init__(self, scale):  # no threshold among its arguments
+            super().__init__(0.1)
+            self.scale = scale
 
         def score(self, probabilities):
-            return 1.0 - ops.max(probabilities, axis=-1)
+            return self.scale * (1.0 - ops.max(probabilities, axis=-1))
 
-        def leaves(self, score, exit_index):
-            return score < self._threshold_at(exit_index)
-
-    own = model.calibrate(x, y, rule=Doubt(0.1), budget=0.9)
+    own = model.calibrate(x, y, rule=Doubt(2.0), budget=0.9)
     built_in = model.calibrate(x, y, budget=0.9)
     assert own.dynamic_accuracy == pytest.approx(built_in.dynamic_accuracy, abs=0.01)
     assert own.mean_cost <= 0.9
@@ -171,6 +172,51 @@ def test_errors(trained):
         model.calibrate(x, y, max_accuracy_drop=1.5)
     with pytest.raises(ValueError, match="NaN.*1 of 600 samples.*row 5"):
         model.calibrate(np.where(np.arange(600)[:, None] == 5, np.nan, x), y)
+
+
+def test_errors_of_type(trained):
+    model, x, y = trained
+    with pytest.raises(TypeError, match="`budget` must be a number.*budget='0.5'"):
+        model.calibrate(x, y, budget="0.5")
+    with pytest.raises(TypeError, match=r"`max_accuracy_drop` .* Received: .*\[0.5\]"):
+        model.calibrate(x, y, max_accuracy_drop=[0.5])
+    with pytest.raises(TypeError, match="`budget` must be a number.*True"):
+        model.calibrate(x, y, budget=True)
+    with pytest.raises(TypeError, match="`y` must be an array of labels.*'list'"):
+        model.calibrate(x, y.tolist())
+
+
+def test_steps_end_an_endless_dataset(trained):
+    model, x, y = trained
+    data = tf.data.Dataset.from_tensor_slices((x, y)).batch(50).repeat()
+    assert model.calibrate(data, steps=4, budget=0.9).num_samples == 200
+
+
+def test_logits_that_pass_for_probabilities_are_found_on_data():
+    inputs = keras.Input((6,))
+    halved = layers.Dense(4, name="halved")(inputs) / 2.0  # no activation to be seen
+    model = kd.DynamicModel(inputs, [kd.EarlyExit(4)(inputs), halved])
+    model.compile("sgd", "sparse_categorical_crossentropy")
+    x, y = dense_data()
+    with pytest.raises(ValueError, match="must give probabilities.*sums from"):
+        model.calibrate(x, y)
+
+
+def test_a_model_made_for_two_replicas_is_calibrated_as_one(tmp_path):
+    x, y = dense_data(60)
+    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+    with strategy.scope():
+        model = dense_model()
+    alone = dense_model()
+    alone.set_weights(model.get_weights())
+    one, other = (m.calibrate(x, y, rule="margin", budget=1.0) for m in (model, alone))
+    assert str(one) == str(other)
+    assert repr(model.exit_rule) == repr(alone.exit_rule)
+    first, second = (m.predict_dynamic(x, verbose=0) for m in (model, alone))
+    np.testing.assert_array_equal(first.exit_index, second.exit_index)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    assert repr(loaded.exit_rule) == repr(alone.exit_rule)
 
 
 def test_a_budget_out_of_reach_says_what_is_reachable_and_changes_nothing(trained):

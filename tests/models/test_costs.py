@@ -118,3 +118,15 @@ def test_a_layer_whose_own_shape_stays_open():
     costs = kd.DynamicModel(inputs, [early, late]).compute_costs()
     # 2*3*4*5; 15 numbers to pool; 5 -> 2.
     assert costs.segments[0] == 120 + 15 + 22
+
+
+def test_wrong_shapes():
+    inputs = keras.Input((None, 4))
+    pooled = layers.GlobalAveragePooling1D()(inputs)
+    model = kd.DynamicModel(inputs, [layers.Dense(2)(pooled), layers.Dense(2)(pooled)])
+    with pytest.raises(TypeError, match="`input_shape` must be a tuple.*input_shape=7"):
+        model.compute_costs(7)
+    with pytest.raises(ValueError, match="each of the 1 inputs.*2 shapes"):
+        model.compute_costs([(3, 4), (3,)])
+    with pytest.raises(ValueError, match=r"must fit \(None, 4\).*\(3, 5\)"):
+        model.compute_costs((3, 5))

@@ -209,6 +209,17 @@ class TestLoss:
         expected = 0.5 * first + second + 2 * final
         assert logs["loss"] == pytest.approx(expected, rel=1e-5)
 
+    def test_losses_and_targets_of_some_exits_only(self):
+        model = dense_model()
+        model.compile("sgd", {"final": CE})
+        x, y = dense_data()
+        logs = model.evaluate(x, {"final": y}, verbose=0, return_dict=True)
+        assert logs["loss"] == pytest.approx(cross_entropies(model, x, y)[2], rel=1e-5)
+        with pytest.raises(ValueError, match="`y` must have targets for exit 'final'"):
+            model.evaluate(x, {"exit_1": y}, verbose=0)
+        with pytest.raises(ValueError, match="unknown keys: \\['last'\\]"):
+            model.evaluate(x, {"last": y}, verbose=0)
+
     def test_wrong_numbers_and_names(self):
         model = dense_model()
         with pytest.raises(ValueError, match="`loss` must have one entry for each"):
@@ -302,6 +313,47 @@ class TestMetrics:
                 "accuracy",
             }
             assert "accuracy" in model.evaluate_dynamic(x, y, verbose=0)
+
+    def test_metric_objects_by_exit_keep_their_names_when_compiled_or_loaded_again(
+        self, tmp_path
+    ):
+        def accuracy():
+            return keras.metrics.SparseCategoricalAccuracy(name="acc")
+
+        x, y = dense_data()
+        for metrics in (
+            [[accuracy()], [], [accuracy()]],
+            {"exit_1": [accuracy()], "final": [accuracy()]},
+        ):
+            model = dense_model()
+            for _ in range(2):
+                model.compile("sgd", CE, metrics=metrics)
+                logs = model.evaluate(x, y, verbose=0, return_dict=True)
+                assert {n for n in logs if "acc" in n} == {"exit_1_acc", "acc"}
+            model.save(tmp_path / "model.keras")
+            loaded = keras.saving.load_model(tmp_path / "model.keras")
+            again = loaded.evaluate(x, y, verbose=0, return_dict=True)
+            assert again == pytest.approx(logs)
+
+    def test_a_metric_weighted_and_unweighted(self):
+        model = dense_model()
+        model.compile("sgd", CE, metrics=["accuracy"], weighted_metrics=["accuracy"])
+        x, y = dense_data()
+        weight = np.arange(40.0)
+        logs = model.evaluate(x, y, sample_weight=weight, verbose=0, return_dict=True)
+        assert {name for name in logs if "accuracy" in name} == {
+            *(f"{exit_name}accuracy" for exit_name in ("exit_1_", "exit_2_", "")),
+            *(
+                f"{exit_name}weighted_accuracy"
+                for exit_name in ("exit_1_", "exit_2_", "")
+            ),
+        }
+        right = model.predict(x, verbose=0)[2].argmax(1) == y
+        assert logs["accuracy"] == pytest.approx(right.mean())
+        expected = np.average(right, weights=weight)
+        assert logs["weighted_accuracy"] == pytest.approx(expected, rel=1e-5)
+        listed = model.evaluate(x, y, sample_weight=weight, verbose=0)
+        assert sorted(listed) == pytest.approx(sorted(logs.values()))
 
 
 class TestTraining:
@@ -461,15 +513,35 @@ class TestSaving:
             other.calibration_temperatures, model.calibration_temperatures
         )
 
-    def test_thresholds_of_another_kind_of_rule_are_noticed(self, tmp_path):
-        model, x, y = self.calibrated()
+    def test_weight_files_bring_the_kind_of_rule(self, tmp_path):
+        model, x, y = self.calibrated()  # by entropy
         model.save_weights(tmp_path / "w.weights.h5")
-        other = dense_model(compiled=False)  # max_probability
+        other = dense_model(compiled=False)  # made with max_probability
         other.load_weights(tmp_path / "w.weights.h5")
-        with pytest.raises(RuntimeError, match="another kind of rule.*MaxProbability"):
+        assert repr(other.exit_rule) == repr(model.exit_rule)
+        one, two = (m.predict_dynamic(x, verbose=0) for m in (model, other))
+        np.testing.assert_array_equal(one.exit_index, two.exit_index)
+        other.save(tmp_path / "model.keras")
+        loaded = keras.saving.load_model(tmp_path / "model.keras")
+        assert repr(loaded.exit_rule) == repr(model.exit_rule)
+
+    def test_weights_with_thresholds_of_an_unknown_rule_are_noticed(self, tmp_path):
+        class Own(kd.rules.ExitRule):
+            def score(self, probabilities):
+                return keras.ops.max(probabilities, axis=-1)
+
+        model = dense_model(exit_rule=Own(0.3), compiled=False)
+        model.save_weights(tmp_path / "w.weights.h5")
+        other = dense_model(compiled=False)
+        other.load_weights(tmp_path / "w.weights.h5")
+        x, _ = dense_data()
+        with pytest.raises(RuntimeError, match="neither its own MaxProbability nor"):
             other.predict_dynamic(x, verbose=0)
         other.exit_rule = kd.rules.MaxProbability(0.5)
-        assert len(other.predict_dynamic(x, verbose=0)) == 200
+        assert len(other.predict_dynamic(x, verbose=0)) == 40
+        again = dense_model(exit_rule=Own(0.9), compiled=False)
+        again.load_weights(tmp_path / "w.weights.h5")
+        assert again.exit_rule.threshold == [0.3, 0.3]
 
     def test_restored_weights_bring_their_thresholds(self):
         model = dense_model()

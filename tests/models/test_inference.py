@@ -505,3 +505,74 @@ def test_a_model_made_under_two_replicas_walks_as_on_one_device(x):
     same(model.predict_dynamic(x, rule=rule, verbose=0), expected)
     with strategy.scope():
         same(model.predict_dynamic(x, rule=rule, verbose=0), expected)
+
+
+def test_a_large_table_in_a_rule_is_told_apart(x):
+    class Shifted(kd.rules.ExitRule):
+        def __init__(self, table):
+            super().__init__(0.99)
+            self.table = np.asarray(table, "float32")
+
+        def score(self, probabilities):
+            return keras.ops.max(probabilities, axis=-1) + self.table[1000]
+
+    model, table = dense_model(), np.zeros(2001)
+    assert model.predict_dynamic(x, rule=Shifted(table), verbose=0).exit_rates[0] == 0
+    table[1000] = 1.0  # NumPy prints neither of them in full
+    assert model.predict_dynamic(x, rule=Shifted(table), verbose=0).exit_rates[0] == 1
+
+
+def test_a_rule_may_compare_as_it_likes_and_none_still_closes(x):
+    class Low(kd.rules.ExitRule):
+        def score(self, probabilities):
+            return 1.0 - keras.ops.max(probabilities, axis=-1)
+
+        def leaves(self, score, exit_index):
+            return score < self.threshold_at(exit_index)
+
+    class LowByAttribute(Low):
+        def leaves(self, score, exit_index):
+            return score < self.threshold
+
+    model = dense_model()
+    for rule, index in (
+        (Low(1.0), 0),
+        (Low(0.0), 2),
+        (Low([None, 1.0]), 1),
+        (Low(None), 2),
+        (LowByAttribute(1.0), 0),
+        (LowByAttribute(0.0), 2),
+    ):
+        p = model.predict_dynamic(x, rule=rule, verbose=0)
+        assert (p.exit_index == index).all(), rule
+
+
+def test_a_score_of_the_wrong_shape_is_named(x):
+    class Column(kd.rules.ExitRule):
+        def score(self, probabilities):
+            return probabilities[:, :1]
+
+    with pytest.raises(ValueError, match=r"`score` of Column .*\(None, 1\)"):
+        dense_model().predict_dynamic(x, rule=Column(0.5), verbose=0)
+
+
+def test_no_input_and_empty_input_of_a_wrong_shape(model):
+    with pytest.raises(ValueError, match="`x` must hold samples.*x=None"):
+        model.predict_dynamic(None, verbose=0)
+    with pytest.raises(ValueError, match="expected shape=\\(None, 6\\)"):
+        model.predict_dynamic(np.zeros((0, 3)), verbose=0)
+
+
+def test_summary_shows_the_loss_weights_in_force():
+    model = dense_model(loss_weight=0.5)
+    row = next(
+        r for r in summary_of(model).splitlines() if "exit_1 " in r and "0.5" in r
+    )
+    assert row
+    model.compile(
+        "sgd", "sparse_categorical_crossentropy", loss_weights={"exit_1": 0.125}
+    )
+    assert any("exit_1" in r and "0.125" in r for r in summary_of(model).splitlines())
+    model.compile("sgd", "sparse_categorical_crossentropy")
+    model.get_layer("exit_1").loss_weight = 0.375
+    assert any("exit_1" in r and "0.375" in r for r in summary_of(model).splitlines())
