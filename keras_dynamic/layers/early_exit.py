@@ -7,22 +7,13 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_dynamic._compat import get_mask, set_mask
-from keras_dynamic.ops.pooling import (
-    grid_for_map,
-    largest,
-    masked_max,
-    masked_mean,
-    pool_to_grid,
-)
+from keras_dynamic.layers._pooled_head import PooledHead
 
 __all__ = ["EarlyExit"]
 
-_POOLINGS = ("auto", "average", "max", "first", "flatten")
-
 
 @keras.saving.register_keras_serializable(package="keras_dynamic")
-class EarlyExit(keras.layers.Layer):
+class EarlyExit(PooledHead):
     """Classifies from an intermediate tensor: y_e = c_e(f_e(x)).
 
     Pools its input to a vector, passes it through hidden layers if there are any,
@@ -109,20 +100,18 @@ class EarlyExit(keras.layers.Layer):
         **kwargs,
     ):
         # Half precision cannot hold every class number: `targets` stay as they come.
-        super().__init__(autocast=False, **kwargs)
-        self.units = _positive_int("units", units)
-        self.pooling = self._checked_pooling(pooling)
-        self.hidden_units = self._checked_hidden_units(hidden_units)
+        super().__init__(
+            units,
+            pooling,
+            hidden_units,
+            grid,
+            hidden_activation,
+            data_format,
+            autocast=False,
+            **kwargs,
+        )
         self.activation = keras.activations.get(activation)
-        self.grid = self._checked_grid(grid)
-        self.hidden_activation = keras.activations.get(hidden_activation)
         self.loss = self._checked_loss(loss)
-        self.data_format = data_format or keras.config.image_data_format()
-        if self.data_format not in ("channels_last", "channels_first"):
-            raise ValueError(
-                "`data_format` must be 'channels_last' or 'channels_first'. Received: "
-                f"data_format={data_format!r}."
-            )
         if units == 1 and self.activation is keras.activations.softmax:
             raise ValueError(
                 "`units=1` with `activation='softmax'` would always answer 1. Use "
@@ -138,8 +127,6 @@ class EarlyExit(keras.layers.Layer):
             dtype="float32",
             autocast=False,
         )
-        self.supports_masking = True
-        self.input_spec = keras.layers.InputSpec(min_ndim=2, max_ndim=5)
 
     @property
     def loss_weight(self):
@@ -153,106 +140,25 @@ class EarlyExit(keras.layers.Layer):
         self._given_loss_weight = _checked_loss_weight(value)
         self.current_loss_weight.assign(value)
 
-    def build(self, input_shape):
-        self._check_rank(input_shape)
-        # Once and for all: a batch may know sizes that the model leaves open.
-        self._built_grid = self._grid_for(input_shape)
-        features = self._features = self._pooled_features(input_shape)
-        self.hidden_layers = []
-        for index, width in enumerate(self.hidden_units or []):
-            layer = keras.layers.Dense(
-                width,
-                activation=self.hidden_activation,
-                dtype=self.dtype_policy,
-                name=f"hidden_{index}",
-            )
-            layer.build((None, features))
-            self.hidden_layers.append(layer)
-            features = width
-        self.classifier = keras.layers.Dense(
-            self.units, dtype=self.dtype_policy, name="classifier"
-        )
-        self.classifier.build((None, features))
-
     def call(self, inputs, targets=None, mask=None):
-        # With two tensor arguments Keras does not fill in `mask` by itself.
-        mask = get_mask(inputs) if mask is None else mask
-        hidden = self._pool(inputs, mask)
-        if len(hidden.shape) > 2:
-            hidden = ops.reshape(hidden, (-1, self._features))
-        for layer in self.hidden_layers:
-            hidden = layer(hidden)
         # Softmax and what follows (rules, losses) want float32.
-        outputs = self.activation(ops.cast(self.classifier(hidden), "float32"))
+        outputs = self.activation(ops.cast(self._logits(inputs, mask), "float32"))
         if targets is not None:
             loss = ops.cast(self._loss_of(targets, outputs), "float32")
             self.add_loss(ops.convert_to_tensor(self.current_loss_weight) * loss)
         return outputs
 
-    def compute_mask(self, inputs, previous_mask):
-        return None  # one answer a sample: the tokens are gone
-
-    def compute_output_shape(self, input_shape):
-        return (input_shape[0], self.units)
-
     def compute_output_spec(self, inputs, targets=None, mask=None):
         return keras.KerasTensor((inputs.shape[0], self.units), dtype="float32")
 
     def get_config(self):
-        pooling, loss = self.pooling, self.loss
-        if not isinstance(pooling, str):
-            pooling = keras.saving.serialize_keras_object(pooling)
+        loss = self.loss
         return {
             **super().get_config(),
-            "units": self.units,
-            "pooling": pooling,
-            "hidden_units": self.hidden_units,
             "activation": keras.activations.serialize(self.activation),
             "loss_weight": self.loss_weight,
-            "grid": self.grid,
-            "hidden_activation": keras.activations.serialize(self.hidden_activation),
             "loss": loss if loss == "auto" else keras.losses.serialize(loss),
-            "data_format": self.data_format,
         }
-
-    @classmethod
-    def from_config(cls, config):
-        config = dict(config)
-        if isinstance(config.get("pooling"), dict):
-            config["pooling"] = keras.saving.deserialize_keras_object(config["pooling"])
-        return super().from_config(config)
-
-    def _checked_pooling(self, pooling):
-        if isinstance(pooling, keras.layers.Layer):
-            return pooling
-        if not isinstance(pooling, str):
-            raise TypeError(
-                f"`pooling` must be one of {_POOLINGS} or a layer. Received: "
-                f"pooling={pooling!r} of type {type(pooling)}."
-            )
-        if pooling not in _POOLINGS:
-            raise ValueError(
-                f"`pooling` must be one of {_POOLINGS} or a layer. Received: "
-                f"pooling={pooling!r}."
-            )
-        return pooling
-
-    def _checked_hidden_units(self, hidden_units):
-        if hidden_units is None:
-            return None
-        if isinstance(hidden_units, (list, tuple)):
-            return [_positive_int("hidden_units", width) for width in hidden_units]
-        return [_positive_int("hidden_units", hidden_units)]
-
-    def _checked_grid(self, grid):
-        if grid is None:
-            return None
-        if self.pooling not in ("auto", "average", "max"):
-            raise ValueError(
-                "`grid` needs `pooling` 'auto', 'average' or 'max'. Received: "
-                f"grid={grid} with pooling={self.pooling!r}."
-            )
-        return _positive_int("grid", grid)
 
     def _checked_loss(self, loss):
         if loss is None:
@@ -261,68 +167,6 @@ class EarlyExit(keras.layers.Layer):
                 "Without `targets` it is not used. Received: loss=None."
             )
         return loss if loss == "auto" else keras.losses.get(loss)
-
-    def _check_rank(self, input_shape):
-        rank = len(input_shape)
-        if self.pooling == "first" and rank != 3:
-            raise ValueError(
-                "`pooling='first'` takes the class token of a sequence (batch, tokens, "
-                f"channels). Received: an input of shape {tuple(input_shape)}."
-            )
-        if self.grid is not None and self.grid > 1:
-            spatial = self._spatial(input_shape)
-            if rank != 4 or None in spatial:
-                raise ValueError(
-                    "`grid` pools image maps (batch, height, width, channels) of known "
-                    f"height and width. Received: grid={self.grid} for an input of "
-                    f"shape {tuple(input_shape)}."
-                )
-
-    def _pooled_features(self, input_shape):
-        """Length of the vector that the pooling makes."""
-        if isinstance(self.pooling, keras.layers.Layer):
-            if not self.pooling.built:
-                self.pooling.build(input_shape)
-            pooled = self.pooling.compute_output_shape(input_shape)
-        else:
-            symbolic = keras.KerasTensor(input_shape, dtype=self.compute_dtype)
-            pooled = self._pool(symbolic, None).shape
-        if None in pooled[1:]:
-            raise ValueError(
-                f"Exit '{self.name}' cannot make a vector of known length from an "
-                f"input of shape {tuple(input_shape)} with pooling={self.pooling!r}. "
-                "Pool it globally ('average' or 'max')."
-            )
-        return math.prod(pooled[1:])
-
-    def _pool(self, inputs, mask):
-        rank, pooling = len(inputs.shape), self.pooling
-        if isinstance(pooling, keras.layers.Layer):
-            # On a copy: a `mask` given to this call is not the caller's tensor's.
-            return pooling(set_mask(ops.copy(inputs), mask))
-        inputs = ops.cast(inputs, self.compute_dtype)
-        if rank == 2 or pooling == "flatten":
-            return inputs
-        if pooling == "first":
-            return inputs[:, 0]
-        kind = "max" if pooling == "max" else "average"
-        if rank == 3:
-            pool = masked_max if kind == "max" else masked_mean
-            return pool(inputs, mask)
-        if rank == 4:
-            return pool_to_grid(inputs, self._built_grid, kind, self.data_format)
-        axes = (1, 2, 3) if self.data_format == "channels_last" else (2, 3, 4)
-        return (largest if kind == "max" else ops.mean)(inputs, axis=axes)
-
-    def _grid_for(self, input_shape):
-        if self.grid is not None or self.pooling != "auto" or len(input_shape) != 4:
-            return self.grid or 1
-        channel_axis = -1 if self.data_format == "channels_last" else 1
-        return grid_for_map(*self._spatial(input_shape), input_shape[channel_axis])
-
-    def _spatial(self, shape):
-        last = self.data_format == "channels_last"
-        return tuple(shape[1:-1]) if last else tuple(shape[2:])
 
     def _loss_of(self, targets, outputs):
         """Mean loss over the batch; the function form, so that a distribution
@@ -351,17 +195,6 @@ class EarlyExit(keras.layers.Layer):
             function = keras.losses.sparse_categorical_crossentropy
             targets = ops.reshape(targets, (-1,))
         return function(targets, outputs, from_logits=from_logits)
-
-
-def _positive_int(name, value):
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-        raise TypeError(
-            f"`{name}` must be a positive integer. Received: {name}={value!r} of type "
-            f"{type(value)}."
-        )
-    if value < 1:
-        raise ValueError(f"`{name}` must be at least 1. Received: {name}={value}.")
-    return int(value)
 
 
 def _checked_loss_weight(value):
