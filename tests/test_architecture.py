@@ -12,7 +12,7 @@ Floors: a file imports from lower floors only.
 does the `__init__.py` of a folder above the files of that folder. Siblings import each
 other only as `ORDERED` says: in a folder listed there, a file may import those that
 stand before it. Elsewhere a file may import a sibling only if its name begins with an
-underscore, and such a private helper imports no sibling itself.
+underscore, and such a private helper imports no sibling itself, save those listed.
 """
 
 import ast
@@ -48,14 +48,18 @@ ORDERED = {
         "operation_flops",
         "batch_axis",
         "segments",
+        "stages",
         "costs",
         "exit_rule",
         "exit_rule",
         "rules",
+        "rows",
         "engine",
+        "selected_walk",
         "prediction",
         "heads",
         "per_exit",
+        "selection",
         "inference",
         "exit_table",
         "calibrating",
@@ -73,6 +77,9 @@ LAZY_DOORS = {
     ("models.dynamic_model", "models.export"),
     ("models.dynamic_model", "models.surgery"),
 }
+
+# (importer, imported): private helpers that stand on another private helper.
+HELPERS_OF_HELPERS = {("layers._selector", "layers._choosing")}
 
 # Imported by name, by whoever wants them.
 IMPORTED_BY_NOBODY = {"tuning", "plots"}
@@ -208,6 +215,8 @@ def breach(importer, imported, lazy):
             return f"or the importer has no place in ORDERED[{above!r}]"
         if order.index(imported_file) >= order.index(importer_file):
             return f"does not stand before the importer in ORDERED[{above!r}]"
+        return None
+    if (importer, imported) in HELPERS_OF_HELPERS:
         return None
     if imported_file.startswith("_") and not importer_file.startswith("_"):
         return None

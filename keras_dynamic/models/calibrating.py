@@ -9,9 +9,10 @@ from keras import tree, utils
 from keras_dynamic import calibration
 from keras_dynamic._compat import BatchIterator
 from keras_dynamic.models.batch_axis import same_rows
-from keras_dynamic.models.engine import rows_with_nan, score_exit, who_leaves
+from keras_dynamic.models.engine import score_exit, who_leaves
 from keras_dynamic.models.inference import first_size
 from keras_dynamic.models.per_exit import target_of_final
+from keras_dynamic.models.rows import rows_with_nan
 from keras_dynamic.ops.confidence import log_probabilities
 
 __all__ = ["calibrate"]

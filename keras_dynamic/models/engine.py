@@ -1,4 +1,4 @@
-"""The walk: segment, exit, rule, survivors. The only file that moves rows.
+"""The walk: segment, exit, rule, survivors.
 
 One batch goes through in one TensorFlow function: segments that nobody reaches lie
 in untaken branches of a conditional, and no count of survivors travels to the host.
@@ -7,29 +7,11 @@ in untaken branches of a conditional, and no count of survivors travels to the h
 import tensorflow as tf
 from keras import tree
 
-from keras_dynamic._compat import get_mask, set_mask
 from keras_dynamic.models.graph import run_steps
+from keras_dynamic.models.rows import rows_with_nan, take_rows, write_rows
 from keras_dynamic.ops.confidence import calibrated_probabilities
 
-__all__ = ["Walk", "score_exit", "who_leaves"]
-
-
-def rows_with_nan(inputs, num_rows):
-    """(batch,) bool: the samples with a NaN in what is fed; they never leave early.
-
-    A NaN may vanish on the way (the maximum of ReLU and of pooling drops it), and the
-    answer of an exit then looks sound.
-
-    Args:
-        inputs: flat list of tensors (batch, ...); None for an absent one.
-        num_rows: scalar int tensor.
-    """
-    broken = tf.zeros([num_rows], tf.bool)
-    for tensor in inputs:
-        if tensor is not None and tensor.dtype.is_floating:
-            axes = list(range(1, len(tensor.shape)))
-            broken |= tf.reduce_any(tf.math.is_nan(tensor), axis=axes)
-    return broken
+__all__ = ["CompiledWalk", "Walk", "score_exit", "who_leaves"]
 
 
 def score_exit(rule, state, broken, outputs, kind, temperature, exit_index):
@@ -70,22 +52,20 @@ def who_leaves(rule, score, exit_index):
     return rule.leaves(score, exit_index) & ~tf.math.is_nan(score) & is_open
 
 
-class Walk:
-    """The dynamic road of a cut graph under one rule, as a compiled function.
+class CompiledWalk:
+    """A dynamic road as one compiled function for all batch sizes.
+
+    A subclass implements `_walk(x, thresholds, temperatures)`.
 
     Args:
-        segments: `Segment`s in order.
-        kinds: "probabilities" or "logits", one a segment.
-        rule: an `ExitRule`; its thresholds come with each call.
+        exits: the exits' values, in order.
         intake: a `keras.Model` from what the user feeds to the flat list of inputs;
             it casts and checks as any Keras model does.
         inputs: the graph's input values.
     """
 
-    def __init__(self, segments, kinds, rule, intake, inputs):
-        self.segments = segments
-        self.kinds = kinds
-        self.rule = rule
+    def __init__(self, exits, intake, inputs):
+        self.exits = exits
         self.intake = intake
         self.inputs = inputs
         self._functions = {}
@@ -113,8 +93,23 @@ class Walk:
             self._functions[key] = self._compiled(x, specs)
         return self._functions[key](given, thresholds, temperatures)
 
+    def no_answers(self, num_rows):
+        """Answers of a batch before anything is known, to be written over."""
+        units = self.exits[0].spec.shape[-1]
+        return {
+            "outputs": tf.zeros([num_rows, units], self._output_dtype),
+            "probabilities": tf.zeros([num_rows, units]),
+            "exit_index": tf.zeros([num_rows], tf.int32),
+            "confidence": tf.zeros([num_rows]),
+            "segment_rows": tf.zeros([len(self.exits)], tf.int32),
+        }
+
+    def counted(self, answers, index, rows):
+        """`answers` with the rows that segment `index` computes added."""
+        here = tf.one_hot(index, len(self.exits), dtype=tf.int32) * tf.size(rows)
+        return {**answers, "segment_rows": answers["segment_rows"] + here}
+
     def _compiled(self, x, specs):
-        """The walk as one trace for all batch sizes, thresholds and temperatures."""
         flat = tree.flatten(x)
         absent = [tensor is None for tensor in flat]
 
@@ -124,13 +119,12 @@ class Walk:
             packed = tree.pack_sequence_as(x, filled)
             return self._walk(packed, thresholds, temperatures)
 
-        num_exits = len(self.segments)
         # Traced here and once, not by a call: TensorFlow would count the walks of
         # several rules or models as one function that is traced too often.
         return tf.function(walk, autograph=False).get_concrete_function(
             specs,
-            tf.TensorSpec([num_exits - 1], tf.float32),
-            tf.TensorSpec([num_exits], tf.float32),
+            tf.TensorSpec([len(self.exits) - 1], tf.float32),
+            tf.TensorSpec([len(self.exits)], tf.float32),
         )
 
     def _spec(self, tensor):
@@ -139,17 +133,44 @@ class Walk:
         inner = [None] * (len(tensor.shape) - 1) if open_sizes else tensor.shape[1:]
         return tf.TensorSpec([None, *inner], tensor.dtype)
 
-    def _walk(self, x, thresholds, temperatures):
+    def _fed(self, x):
+        """(values, num_rows, broken): the inputs, and which rows hold a NaN."""
         fed = tree.flatten(self.intake(x, training=False))
-        values = dict(zip(self.inputs, fed, strict=True))
         num_rows = tf.shape(next(tensor for tensor in fed if tensor is not None))[0]
+        values = dict(zip(self.inputs, fed, strict=True))
+        return values, num_rows, rows_with_nan(fed, num_rows)
+
+    @property
+    def _output_dtype(self):
+        dtypes = {value.spec.dtype for value in self.exits}
+        return dtypes.pop() if len(dtypes) == 1 else "float32"
+
+
+class Walk(CompiledWalk):
+    """The dynamic road of a cut graph under a rule that asks exit after exit.
+
+    Args:
+        segments: `Segment`s in order.
+        kinds: "probabilities" or "logits", one a segment.
+        rule: an `ExitRule`; its thresholds come with each call.
+        intake, inputs: as in `CompiledWalk`.
+    """
+
+    def __init__(self, segments, kinds, rule, intake, inputs):
+        super().__init__([segment.exit for segment in segments], intake, inputs)
+        self.segments = segments
+        self.kinds = kinds
+        self.rule = rule
+
+    def _walk(self, x, thresholds, temperatures):
+        values, num_rows, broken = self._fed(x)
         rule = self.rule.bind(thresholds)
         return self._stage(
             0,
             values,
             tf.range(num_rows),
-            (rule.initial_state(num_rows), rows_with_nan(fed, num_rows)),
-            None,
+            (rule.initial_state(num_rows), broken),
+            self.no_answers(num_rows),
             rule,
             temperatures,
         )
@@ -161,7 +182,7 @@ class Walk:
             values: dict from `Value` to the survivors' tensor.
             rows: (survivors,) int32, where they stood in the batch.
             state: the rule's memory of the survivors, and whether they are broken.
-            answers: what is known so far, for the whole batch; None at the start.
+            answers: what is known so far, for the whole batch.
         """
         segment, last = self.segments[index], len(self.segments) - 1
         values = dict(values)
@@ -178,7 +199,9 @@ class Walk:
             "exit_index": tf.fill(tf.shape(rows), index),
             "confidence": score,
         }
-        answers = self._write(answers, rows, found, index)
+        # Of all rows here: those who stay are overwritten by a later exit, which costs
+        # less than to sort out who leaves.
+        answers = self.counted(write_rows(answers, rows, found), index, rows)
         if index == last:
             return answers
         staying = tf.where(~who_leaves(rule, score, index))[:, 0]
@@ -186,57 +209,11 @@ class Walk:
         nobody_left = tf.equal(tf.size(staying), tf.size(rows))
 
         def go_on():
-            kept, kept_rows, kept_state = _take(live, rows, state, staying, nobody_left)
+            kept, kept_rows, kept_state = take_rows(
+                live, rows, state, staying, nobody_left
+            )
             return self._stage(
                 index + 1, kept, kept_rows, kept_state, answers, rule, temperatures
             )
 
         return tf.cond(tf.size(staying) > 0, go_on, lambda: answers)
-
-    def _write(self, answers, rows, found, index):
-        """Writes what this exit says of every row that is here.
-
-        Those who stay are overwritten by a later exit; that costs less than to sort
-        out who leaves.
-        """
-        num_exits = len(self.segments)
-        computed = tf.one_hot(index, num_exits, dtype=tf.int32) * tf.size(rows)
-        if answers is None:
-            found["outputs"] = tf.cast(found["outputs"], self._output_dtype)
-            return {**found, "segment_rows": computed}
-        written = {
-            name: tf.tensor_scatter_nd_update(
-                answers[name], rows[:, None], tf.cast(tensor, answers[name].dtype)
-            )
-            for name, tensor in found.items()
-        }
-        written["segment_rows"] = answers["segment_rows"] + computed
-        return written
-
-    @property
-    def _output_dtype(self):
-        dtypes = {segment.exit.spec.dtype for segment in self.segments}
-        return dtypes.pop() if len(dtypes) == 1 else "float32"
-
-
-def _take(live, rows, state, staying, nobody_left):
-    """The rows `staying` of all that lives on; all of it where nobody left."""
-    gathered = {value: t for value, t in live.items() if _moves(value, t)}
-    masks = {value: get_mask(tensor) for value, tensor in gathered.items()}
-    masks = {value: mask for value, mask in masks.items() if mask is not None}
-    moving = [list(gathered.values()), list(masks.values()), rows, state]
-    moved = tf.cond(
-        nobody_left,
-        lambda: tf.nest.map_structure(tf.identity, moving),
-        lambda: tf.nest.map_structure(lambda t: tf.gather(t, staying), moving),
-    )
-    tensors, kept_masks, rows, state = moved
-    kept = dict(live)
-    kept.update(zip(gathered, tensors, strict=True))
-    for value, mask in zip(masks, kept_masks, strict=True):
-        set_mask(kept[value], mask)
-    return kept, rows, state
-
-
-def _moves(value, tensor):
-    return value.batched and tensor is not None

@@ -185,7 +185,7 @@ class ExitRule:
 
     def with_threshold(self, threshold):
         """A copy of this rule with other thresholds."""
-        twin = copy.copy(self)
+        twin = self.bind(None)
         twin.threshold = self._checked(threshold)
         return twin
 

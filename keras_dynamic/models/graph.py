@@ -60,8 +60,12 @@ class Step:
     @property
     def inputs(self):
         """The values that the call reads, each once, in the order of arguments."""
+        return list(dict.fromkeys(self.inputs_in_order()))
+
+    def inputs_in_order(self):
+        """The values among the arguments as they stand, one read twice twice."""
         flat = tree.flatten((self.args, self.kwargs))
-        return list(dict.fromkeys(v for v in flat if isinstance(v, Value)))
+        return [value for value in flat if isinstance(value, Value)]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -184,7 +184,7 @@ class Patience(ExitRule):
 
     def _checked_number(self, value):
         value = super()._checked_number(value)
-        if not float(value).is_integer():  # false for infinity as well
+        if not float(value).is_integer():
             raise ValueError(
                 "`threshold` of `Patience` must be a whole number of exits. Received: "
                 f"threshold={value}."

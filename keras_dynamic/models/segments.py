@@ -4,7 +4,7 @@ import dataclasses
 
 from keras_dynamic.models.graph import Step, Value
 
-__all__ = ["Segment", "cut_at_exits", "needed_steps"]
+__all__ = ["Segment", "check_can_cross", "cut_at_exits", "needed_steps"]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -59,16 +59,20 @@ def cut_at_exits(graph):
         )
     segments.reverse()
     for segment in segments:
-        for value in segment.live:
-            if value.misplaced:
-                raise ValueError(
-                    f"The graph cannot be cut at exit '{segment.exit.name}': the "
-                    f"tensor from '{value.name}', of shape "
-                    f"{tuple(value.spec.shape)}, lives on past it and its batch is "
-                    "not axis 0 alone, so the rows of those who stay cannot be taken. "
-                    "Move the exit, or keep the batch on axis 0 there."
-                )
+        check_can_cross(segment.live, segment.exit)
     return tuple(segments)
+
+
+def check_can_cross(values, exit_value):
+    """Raises a ValueError that names a value whose rows cannot be taken at an exit."""
+    for value in values:
+        if value.misplaced:
+            raise ValueError(
+                f"The graph cannot be cut at exit '{exit_value.name}': the tensor from "
+                f"'{value.name}', of shape {tuple(value.spec.shape)}, lives on past it "
+                "and its batch is not axis 0 alone, so the rows of those who stay "
+                "cannot be taken. Move the exit, or keep the batch on axis 0 there."
+            )
 
 
 def needed_steps(graph, outputs, done=()):

@@ -6,7 +6,8 @@ import tensorflow as tf
 from hypothesis import strategies as st
 
 import keras_dynamic as kd
-from keras_dynamic.models.engine import rows_with_nan, score_exit, who_leaves
+from keras_dynamic.models.engine import score_exit, who_leaves
+from keras_dynamic.models.rows import rows_with_nan
 
 WIDTH, CLASSES, TOKENS, VOCABULARY = 6, 4, 5, 7
 

@@ -1,0 +1,115 @@
+"""The walk under a selector: every sample to its exit, and only that exit's head."""
+
+import tensorflow as tf
+from keras import tree
+
+from keras_dynamic.models.engine import CompiledWalk
+from keras_dynamic.models.graph import run_steps
+from keras_dynamic.models.rows import take_rows, write_rows
+from keras_dynamic.ops.confidence import calibrated_probabilities
+
+__all__ = ["SelectedWalk"]
+
+
+class SelectedWalk(CompiledWalk):
+    """The dynamic road of a graph cut for a selector.
+
+    Args:
+        plan: a `StagePlan`.
+        kinds: "probabilities" or "logits", one an exit.
+        intake, inputs: as in `Walk`.
+    """
+
+    def __init__(self, plan, kinds, intake, inputs):
+        super().__init__([stage.exit for stage in plan.stages], intake, inputs)
+        self.plan = plan
+        self.kinds = kinds
+
+    def _walk(self, x, thresholds, temperatures):
+        del thresholds  # a selector has none
+        values, num_rows, broken = self._fed(x)
+        last = len(self.exits) - 1
+        state = {"broken": broken}
+        if not self.plan.is_layerwise:
+            run_steps(self.plan.prologue, values)
+            weights = values[self.plan.weights]
+            state["broken"] |= tf.reduce_any(tf.math.is_nan(weights), axis=-1)
+            choice = tf.argmax(weights, axis=-1, output_type=tf.int32)
+            state["choice"] = tf.where(state["broken"], last, choice)
+            state["score"] = tf.reduce_max(self._soft(values, weights), axis=-1)
+        return self._stage(
+            0,
+            values,
+            tf.range(num_rows),
+            state,
+            self.no_answers(num_rows),
+            temperatures,
+        )
+
+    def _soft(self, values, weights):
+        """The selector's soft weights, where it has any: they are the confidence."""
+        step = self.plan.selector
+        if not hasattr(step.operation, "probabilities"):
+            return weights
+        args = tree.map_structure(lambda value: values[value], step.args)
+        return step.operation.probabilities(*args)
+
+    def _stage(self, index, values, rows, state, answers, temperatures):
+        stage, last = self.plan.stages[index], len(self.exits) - 1
+        values = dict(values)
+        run_steps(stage.trunk, values)
+        leaves, score, state = self._decide(index, stage, values, state)
+        answers = self.counted(answers, index, rows)
+        here = tf.where(leaves)[:, 0]
+        everyone = tf.equal(tf.size(here), tf.size(rows))
+
+        def answer():
+            fed = {value: values[value] for value in stage.head_inputs}
+            fed, found_rows, found_score = take_rows(fed, rows, score, here, everyone)
+            run_steps(stage.head, fed)
+            outputs = fed[stage.exit]
+            found = {
+                "outputs": outputs,
+                "probabilities": calibrated_probabilities(
+                    outputs, self.kinds[index], temperatures[index]
+                ),
+                "exit_index": tf.fill(tf.shape(found_rows), index),
+                "confidence": found_score,
+            }
+            return write_rows(answers, found_rows, found)
+
+        written = tf.cond(tf.size(here) > 0, answer, lambda: answers)
+        if index == last:
+            return written
+        staying = tf.where(~leaves)[:, 0]
+
+        def go_on():
+            live = {value: values[value] for value in stage.live}
+            nobody_left = tf.equal(tf.size(staying), tf.size(rows))
+            kept, kept_rows, kept_state = take_rows(
+                live, rows, state, staying, nobody_left
+            )
+            return self._stage(
+                index + 1, kept, kept_rows, kept_state, written, temperatures
+            )
+
+        return tf.cond(tf.size(staying) > 0, go_on, lambda: written)
+
+    def _decide(self, index, stage, values, state):
+        """(leaves, score, state) of the rows at a stage."""
+        broken = state["broken"]
+        last = len(self.exits) - 1
+        if not self.plan.is_layerwise:
+            score = state["score"]
+            leaves = tf.equal(state["choice"], index)
+        elif index < last:
+            gate = self.plan.selector.operation.gate_logit
+            logit = gate(index, values[stage.feature])
+            broken |= tf.math.is_nan(logit)
+            leaves, score = (logit > 0.0) & ~broken, tf.sigmoid(logit)
+        else:
+            leaves, score = tf.ones_like(broken), tf.ones_like(broken, tf.float32)
+        if index == last:
+            leaves = tf.ones_like(broken)
+        state = {**state, "broken": broken}
+        return leaves, tf.where(broken, float("nan"), score), state
