@@ -84,7 +84,7 @@ def test_entropy_is_that_of_scipy():
         (rules.Margin(0), [0.0, 1.0], [False, True]),
         (rules.Margin(1), [0.0, 1.0], [False, False]),
         (rules.Entropy(0), [0.0, 0.1], [False, False]),
-        (rules.Entropy(math.inf), [0.0, 9.9], [True, True]),
+        (rules.Entropy(10), [0.0, 9.9], [True, True]),
         (rules.Patience(1), [1, 5], [True, True]),
     ],
 )
@@ -133,7 +133,7 @@ def test_a_threshold_for_each_exit():
     [
         rules.MaxProbability(0),
         rules.Margin(0),
-        rules.Entropy(math.inf),
+        rules.Entropy(10),
         rules.Patience(1),
     ],
 )
@@ -210,7 +210,9 @@ def test_get():
         (ValueError, rules.Entropy, NAN, "Received: threshold=nan"),
         (ValueError, rules.Patience, 0, "at least 1. Received: threshold=0"),
         (ValueError, rules.Patience, 1.5, "whole number .* Received: threshold=1.5"),
-        (ValueError, rules.Patience, math.inf, "Received: threshold=inf"),
+        (ValueError, rules.Patience, math.inf, "finite.* Received: threshold=inf"),
+        (ValueError, rules.Entropy, math.inf, "finite.* Received: threshold=inf"),
+        (ValueError, rules.ExitRule, -math.inf, "finite.* Received: threshold=-inf"),
         (ValueError, rules.Patience, [2, NAN], "Received: threshold=nan"),
         (ValueError, rules.ExitRule, NAN, "Received: threshold=nan"),
         (TypeError, rules.MaxProbability, "0.5", "Received: threshold='0.5'"),
@@ -278,6 +280,29 @@ def test_with_threshold_is_a_copy():
     assert (rule.threshold, other.threshold) == (2, [3, None])
     with pytest.raises(ValueError, match="Received: threshold=0"):
         rule.with_threshold(0)
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        rules.MaxProbability([0.3, None, 0.123456]),
+        rules.Entropy([None, 1e-5, 2]),
+        rules.Patience([2, None, 3]),
+    ],
+)
+def test_values_of_a_weight_come_back_as_the_users_numbers(rule):
+    values = rule.thresholds(3)
+    assert rule.with_threshold(None).with_values(values).threshold == rule.threshold
+
+
+def test_codes_of_classes():
+    classes = [rules.MaxProbability, rules.Margin, rules.Entropy, rules.Patience]
+    codes = [rules.code_of(each) for each in classes]
+    assert [rules.class_with_code(code) for code in codes] == classes
+    codes += [rules.code_of(PowerSum), rules.code_of(Doubt), 0]
+    assert len(set(codes)) == 7
+    assert all(0 <= code < 2**31 for code in codes)
+    assert rules.class_with_code(rules.code_of(PowerSum)) is None
 
 
 def test_bind_is_a_copy():
@@ -401,16 +426,21 @@ class PowerSum(kd.rules.ExitRule):
 
 @keras.saving.register_keras_serializable(package="test_rules")
 class Doubt(kd.rules.ExitRule):
-    """Leaves below its threshold, at the last early exit at half of it."""
+    """Leaves below its threshold."""
 
-    minimum, closed_value = 0, -math.inf
+    minimum, leaves_below = 0, True
 
     def score(self, probabilities):
         return 1.0 - ops.max(probabilities, axis=-1)
 
+
+@keras.saving.register_keras_serializable(package="test_rules")
+class LessDoubt(Doubt):
+    """Leaves of its own: at the second exit below half of the threshold."""
+
     def leaves(self, score, exit_index):
         factor = 0.5 if exit_index == 1 else 1.0
-        return score < factor * self._threshold_at(exit_index)
+        return score < factor * self.threshold_at(exit_index)
 
 
 @keras.saving.register_keras_serializable(package="test_rules")
@@ -440,11 +470,14 @@ def test_own_rule_without_state():
 
 
 def test_own_rule_that_leaves_below():
-    # .5 and .1 against .4; .3 and .2 against .25
+    # .5 and .1 against .4; .3 and .2 against .5, or its half
     leaves, scores = leaving(Doubt([0.4, 0.5]), TWO_EXITS)
     np.testing.assert_allclose(scores, [[0.5, 0.1], [0.3, 0.2]], rtol=1e-6)
-    assert leaves == [[False, True], [False, True]]
-    assert not np.any(leaving(Doubt(None), TWO_EXITS)[0])
+    assert leaves == [[False, True], [True, True]]
+    rule = LessDoubt([0.4, 0.5])
+    for each in (rule, rule.bind(rule.thresholds(2))):
+        assert leaving(each, TWO_EXITS)[0] == [[False, True], [False, True]]
+    assert not np.any(leaving(LessDoubt(None), TWO_EXITS)[0])
     with pytest.raises(ValueError, match="Received: threshold=-1"):
         Doubt(-1)
     # Everyone leaves at the greatest doubt and more.
@@ -459,7 +492,7 @@ def test_own_rule_with_state():
 
 
 @pytest.mark.parametrize(
-    "rule", [PowerSum([0.3, None], power=1.5), Doubt(0.3), RunningMean(0.3)]
+    "rule", [PowerSum([0.3, None], power=1.5), LessDoubt(0.3), RunningMean(0.3)]
 )
 def test_own_rule_comes_back(rule):
     serialized = json.loads(json.dumps(keras.saving.serialize_keras_object(rule)))
