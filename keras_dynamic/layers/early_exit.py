@@ -183,6 +183,12 @@ class EarlyExit(PooledHead):
 
     def _cross_entropy(self, targets, outputs):
         """The cross-entropy of each sample that fits the head and the targets."""
+        known = ("softmax", "sigmoid", "linear")
+        if getattr(self.activation, "__name__", None) not in known:
+            raise ValueError(
+                "`loss='auto'` needs a head with softmax, sigmoid or no activation. "
+                f"Received: activation={self.activation!r}; give `loss`."
+            )
         from_logits = self.activation is keras.activations.linear
         if self.units == 1:
             function = keras.losses.binary_crossentropy
@@ -193,7 +199,6 @@ class EarlyExit(PooledHead):
                 function = keras.losses.binary_crossentropy
         else:
             function = keras.losses.sparse_categorical_crossentropy
-            targets = ops.reshape(targets, (-1,))
         return function(targets, outputs, from_logits=from_logits)
 
 
