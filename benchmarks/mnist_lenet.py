@@ -21,7 +21,7 @@ EPOCHS, BATCH, SEEDS = 5, 128, (0, 1, 2)
 
 
 def lenet(with_branch):
-    """LeNet-5 with ReLU and padding; its branch reads a 7 x 7 grid of the first maps."""
+    """LeNet-5 with ReLU; its branch reads a 7 x 7 grid of the first maps."""
     inputs = keras.Input((28, 28, 1))
     x = layers.Conv2D(6, 5, padding="same", activation="relu")(inputs)
     x = layers.MaxPooling2D()(x)
