@@ -84,7 +84,7 @@ class ExitRule:
         Returns:
             (batch,) bool. A NaN score compares false and stays.
         """
-        threshold = self.threshold_at(exit_index)
+        score, threshold = tf.cast(score, tf.float32), self.threshold_at(exit_index)
         return score < threshold if self.leaves_below else score > threshold
 
     def threshold_at(self, exit_index):
