@@ -29,8 +29,11 @@ def _check_backend():
 
 _check_backend()
 
-from keras_dynamic import calibration  # noqa: E402
+from keras_dynamic import calibration, callbacks  # noqa: E402
 from keras_dynamic.layers.early_exit import EarlyExit  # noqa: E402
+from keras_dynamic.layers.exit_selector import ExitSelector  # noqa: E402
+from keras_dynamic.layers.gumbel_softmax import GumbelSoftmax  # noqa: E402
+from keras_dynamic.layers.layerwise_selector import LayerwiseSelector  # noqa: E402
 from keras_dynamic.models import rules  # noqa: E402
 from keras_dynamic.models.dynamic_model import DynamicModel  # noqa: E402
 from keras_dynamic.models.prediction import DynamicPrediction  # noqa: E402
@@ -42,7 +45,11 @@ __all__ = [
     "DynamicModel",
     "DynamicPrediction",
     "EarlyExit",
+    "ExitSelector",
+    "GumbelSoftmax",
+    "LayerwiseSelector",
     "calibration",
+    "callbacks",
     "rules",
     "strip_exits",
 ]

@@ -8,6 +8,7 @@ from keras import tree, utils
 
 from keras_dynamic import calibration
 from keras_dynamic._compat import BatchIterator
+from keras_dynamic.models import rules
 from keras_dynamic.models.batch_axis import same_rows
 from keras_dynamic.models.engine import score_exit, who_leaves
 from keras_dynamic.models.inference import first_size
@@ -25,6 +26,12 @@ _PROBE_ROWS = 16
 
 def calibrate(model, x, y, rule, budget, max_accuracy_drop, batch_size, steps):
     """See `DynamicModel.calibrate`."""
+    if isinstance(rule, rules.Selected):
+        raise ValueError(
+            "`rule` must have thresholds to be calibrated; 'selected' has none: its "
+            "goals are trained, by `cost_weight` and `prior_weight` of the selector. "
+            f"Received: rule={rule!r}."
+        )
     for name, goal in (("budget", budget), ("max_accuracy_drop", max_accuracy_drop)):
         if goal is not None and (
             isinstance(goal, bool) or not isinstance(goal, numbers.Real)
@@ -109,7 +116,7 @@ def _dense_answers(model, x, y, batch_size, steps):
             if first_size(x_batch) == 0:
                 continue
             if costs is None:
-                costs = model.road.costs_of_batch(x_batch)
+                costs = model.road.costs_of_batch(x_batch, None)
                 _probe_rows(model, x_batch)
             fed = [t for t in tree.flatten(x_batch) if t is not None]
             broken.append(np.asarray(rows_with_nan(fed, first_size(x_batch))))

@@ -11,7 +11,7 @@ from keras_dynamic.models.graph import Value, infer_step
 from keras_dynamic.models.operation_flops import operation_flops
 from keras_dynamic.models.segments import needed_steps
 
-__all__ = ["Costs", "compute_costs"]
+__all__ = ["Costs", "compute_costs", "compute_selected_costs"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,9 +53,56 @@ def compute_costs(graph, segments, input_shapes=None):
     Raises:
         ValueError: if a size is unknown, or a shape does not fit the inputs.
     """
+    total, unknown = _counter(graph, graph.steps, input_shapes)
+    per_segment = [total(segment.steps) for segment in segments]
+    exits = [sum(per_segment[: index + 1]) for index in range(len(segments))]
+    heads = []
+    for index, segment in enumerate(segments):
+        later = set(needed_steps(graph, graph.outputs[index + 1 :]))
+        heads.append(total(step for step in segment.steps if step not in later))
+    reference = total(needed_steps(graph, graph.outputs[-1:]))
+    return Costs(tuple(per_segment), tuple(exits), tuple(heads), reference, unknown)
+
+
+def compute_selected_costs(graph, plan, input_shapes=None):
+    """Counts the FLOPs of a graph cut for a selector: each exit pays one head.
+
+    Args:
+        graph: a `Graph` marked by `check_rows`, its outputs the exits.
+        plan: its `StagePlan`.
+        input_shapes: as in `compute_costs`.
+
+    Returns:
+        `Costs`; `segments` are the trunks alone, the selector in the first, or a gate
+        in each where it is layer-wise.
+
+    Raises:
+        ValueError: as `compute_costs`.
+    """
+    stages, selector = plan.stages, plan.selector
+    steps = [s for s in graph.steps if not (plan.is_layerwise and s is selector)]
+    total, unknown = _counter(graph, steps, input_shapes)
+    segments = [total(stage.trunk) for stage in stages]
+    segments[0] += total(plan.prologue)
+    if plan.is_layerwise:
+        # Its gates have no steps of their own: they are counted on their features.
+        specs = _static_specs(graph, input_shapes)
+        for index, stage in enumerate(stages[:-1]):
+            gate = selector.operation.gates[index]
+            output = keras.KerasTensor((1, 1), gate.compute_dtype)
+            feature = specs[stage.feature]
+            segments[index] += operation_flops(gate, (feature,), {}, [output]) or 0
+    heads = [total(stage.head) for stage in stages]
+    exits = [sum(segments[: index + 1]) + head for index, head in enumerate(heads)]
+    reference = total(needed_steps(graph, graph.outputs[-1:]))
+    return Costs(tuple(segments), tuple(exits), tuple(heads), reference, unknown)
+
+
+def _counter(graph, steps, input_shapes):
+    """(total, unknown): a function that sums the FLOPs of steps, and who has none."""
     specs = _static_specs(graph, input_shapes)
     counted, unknown = {}, []
-    for step in graph.steps:
+    for step in steps:
         flops = 0 if step.glue else _step_flops(step, specs)
         if flops is None:
             unknown.append(f"'{step.name}' ({type(step.operation).__name__})")
@@ -72,16 +119,7 @@ def compute_costs(graph, segments, input_shapes=None):
     def total(steps):
         return sum(counted[step] for step in steps)
 
-    per_segment = [total(segment.steps) for segment in segments]
-    exits = [sum(per_segment[: index + 1]) for index in range(len(segments))]
-    heads = []
-    for index, segment in enumerate(segments):
-        later = set(needed_steps(graph, graph.outputs[index + 1 :]))
-        heads.append(total(step for step in segment.steps if step not in later))
-    reference = total(needed_steps(graph, graph.outputs[-1:]))
-    return Costs(
-        tuple(per_segment), tuple(exits), tuple(heads), reference, tuple(unknown)
-    )
+    return total, tuple(unknown)
 
 
 def _static_specs(graph, input_shapes):

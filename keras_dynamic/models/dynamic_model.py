@@ -2,26 +2,20 @@
 
 import keras
 import numpy as np
-from keras import tree
 
 from keras_dynamic import _compat
 from keras_dynamic.models import calibrating, inference, rules
 from keras_dynamic.models.exit_table import exit_table
-from keras_dynamic.models.heads import check_against_loss
-from keras_dynamic.models.per_exit import (
-    entries_of_final,
-    losses_each,
-    metrics_each,
-    targets_each,
-    weights_each,
-)
 from keras_dynamic.models.road import Road
+from keras_dynamic.models.selection import DERIVED_NAMES
 from keras_dynamic.models.structure import (
     check_exits,
     check_inputs,
     check_outputs,
+    ends_in_selector,
     is_functional_call,
     shapes_of_inputs,
+    with_selector_output,
 )
 
 __all__ = ["DynamicModel"]
@@ -47,8 +41,15 @@ class DynamicModel(keras.Model):
         outputs: list of at least two tensors (batch, units), the exits in the order
             of their depth; the last is the final one.
         exit_rule: the `kd.rules.ExitRule` in force, or its name. Defaults to `None`,
-            `MaxProbability(0.9)`. (`keras.models.clone_model` makes a clone with the
-            default; `from_config` keeps the rule.)
+            `MaxProbability(0.9)`, or `Selected` with a selector.
+            (`keras.models.clone_model` makes a clone with the default; `from_config`
+            keeps the rule.)
+        selector: tensor (batch, exits) of weights, from an `ExitSelector` or a
+            `LayerwiseSelector`. The loss is then that of the mixture
+            sum_e w_e y_e of the exits' probabilities, plus the exits' own as above;
+            `predict` gives the weights last; `accuracy` is that of the answer
+            selected, beside `final_accuracy` and `mixture_accuracy`. Defaults to
+            `None`.
         name: string, the model's name.
 
     Raises:
@@ -81,20 +82,28 @@ class DynamicModel(keras.Model):
 
     # Keras rebuilds a model from its config only where the signature is literally
     # `*args, **kwargs` (`Model.from_config`).
-    def __init__(self, *args, exit_rule=None, **kwargs):
+    def __init__(self, *args, exit_rule=None, selector=None, **kwargs):
         if not is_functional_call(args, kwargs):
             raise ValueError(
                 "`DynamicModel` is functional: make it as `DynamicModel(inputs, "
                 "[exit_1, ..., final])` from Keras tensors. Received: "
                 f"args={args}, kwargs={sorted(kwargs)}."
             )
+        # The weights are a last output, so that they belong to the model's graph; in a
+        # config they are there already, and `selector` is True.
+        if selector is not None and selector is not True:
+            args, kwargs = with_selector_output(args, kwargs, selector)
         super().__init__(*args, **kwargs)
+        self._has_selector = selector is not None or ends_in_selector(self)
         check_inputs(self.inputs)
-        check_outputs(self.outputs, self.output)
-        self.road = Road(self)
+        check_outputs(self.outputs, self.output, self._has_selector)
+        self.road = Road(self, self._has_selector)
         check_exits(self.road)
         # Keras names losses, metrics and targets after these.
         self.output_names = self.exit_names
+        if self._has_selector:
+            self.output_names += DERIVED_NAMES
+            self.road.bind_selector_costs()
         num_exits = len(self.exit_names)
         self.exit_thresholds = self._own_weight("exit_thresholds", (num_exits - 1,))
         self.calibration_temperatures = self._own_weight(
@@ -104,7 +113,9 @@ class DynamicModel(keras.Model):
         self.calibration_temperatures.assign(np.ones(num_exits))
         if isinstance(exit_rule, dict):  # from a config
             exit_rule = keras.saving.deserialize_keras_object(exit_rule)
-        self.exit_rule = exit_rule or rules.MaxProbability()
+        if exit_rule is None:
+            exit_rule = "selected" if self._has_selector else "max_probability"
+        self.exit_rule = exit_rule
 
     @property
     def exit_names(self):
@@ -113,7 +124,8 @@ class DynamicModel(keras.Model):
 
     @property
     def exit_costs(self):
-        """(exits,) int64, FLOPs to leave at each exit, the heads passed included."""
+        """(exits,) int64, FLOPs to leave at each exit under the rule in force: all
+        heads passed included, or the selector and one head under `Selected`."""
         return np.array(self.compute_costs().exits, "int64")
 
     @property
@@ -139,6 +151,7 @@ class DynamicModel(keras.Model):
     @exit_rule.setter
     def exit_rule(self, rule):
         rule = rules.get(rule)
+        self.road.check_rule(rule)
         self.exit_thresholds.assign(rule.thresholds(len(self.exit_names) - 1))
         self._rule_code.assign(rules.code_of(type(rule)))
         self._rule = rule
@@ -185,32 +198,10 @@ class DynamicModel(keras.Model):
             weighted_metrics=weighted_metrics,
             **kwargs,
         )
-        names = self.exit_names
-        losses = losses_each(loss, names)
-        if losses is not None:
-            self.road.kinds = [
-                check_against_loss(head, item)
-                for head, item in zip(self.road.heads, losses, strict=True)
-            ]
-        one_loss = loss is not None and not tree.is_nested(loss)
-        metrics = metrics_each(metrics, names, one_loss)
-        weighted_metrics = metrics_each(weighted_metrics, names, one_loss)
-        weights = weights_each(loss_weights, self.road.heads, losses)
-        super().compile(
-            optimizer,
-            loss=losses,
-            loss_weights=weights,
-            metrics=metrics or [],  # None would leave those of the last `compile`
-            weighted_metrics=weighted_metrics,
-            **kwargs,
+        arguments = self.road.compiled_with(
+            loss, loss_weights, metrics, weighted_metrics
         )
-        self.road.loss_weights = weights if losses else None
-        self.road.losses = losses
-        self.road.final = {
-            "loss": losses[-1] if losses else None,
-            "metrics": entries_of_final(metrics, names),
-            "weighted_metrics": entries_of_final(weighted_metrics, names),
-        }
+        super().compile(optimizer, **arguments, **kwargs)
         _compat.replace_compile_config(self, **given)
 
     def compile_from_config(self, config):
@@ -223,13 +214,12 @@ class DynamicModel(keras.Model):
     def compute_loss(
         self, x=None, y=None, y_pred=None, sample_weight=None, training=True
     ):
-        y = targets_each(y, self.exit_names, self.road.losses)
+        y, y_pred = self.road.targets_and_outputs(y, y_pred)
         return super().compute_loss(x, y, y_pred, sample_weight, training)
 
     def compute_metrics(self, x, y, y_pred, sample_weight=None):
-        y = targets_each(y, self.exit_names)
-        prefixes = [f"{name}_" for name in self.exit_names[:-1]] + [""]
-        _compat.rename_metrics_by_exit(self, y, y_pred, prefixes)
+        y, y_pred = self.road.targets_and_outputs(y, y_pred)
+        _compat.rename_metrics_by_exit(self, y, y_pred, self.road.metric_prefixes)
         return super().compute_metrics(x, y, y_pred, sample_weight)
 
     def predict_dynamic(
@@ -351,7 +341,7 @@ class DynamicModel(keras.Model):
         )
 
     def compute_costs(self, input_shape=None):
-        """FLOPs of segments, exits and heads for one sample.
+        """FLOPs of segments, exits and heads for one sample under the rule in force.
 
         Args:
             input_shape: shape of one sample without the batch axis (a list of them
@@ -364,18 +354,20 @@ class DynamicModel(keras.Model):
         Raises:
             ValueError: if a size is unknown and not given.
         """
-        return self.road.costs(shapes_of_inputs(input_shape, len(self.inputs)))
+        shapes = shapes_of_inputs(input_shape, len(self.inputs))
+        return self.road.costs(shapes, self.exit_rule)
 
     def summary(self, *args, print_fn=None, **kwargs):
         """Keras' summary, then the exits with their share of the cost."""
         super().summary(*args, print_fn=print_fn, **kwargs)
-        (print_fn or print)(exit_table(self.road))
+        (print_fn or print)(exit_table(self.road, self.exit_rule))
 
     def get_config(self):
-        return {
+        config = {
             **super().get_config(),
             "exit_rule": keras.saving.serialize_keras_object(self.exit_rule),
         }
+        return {**config, "selector": True} if self._has_selector else config
 
     def _own_weight(self, name, shape, dtype="float32"):
         return self.add_weight(

@@ -11,11 +11,12 @@ from keras_dynamic.models.per_exit import own_weights
 __all__ = ["exit_table"]
 
 
-def exit_table(road):
+def exit_table(road, rule):
     """A table of the exits of a model: loss weight, FLOPs, share of the cost.
 
     Args:
         road: the model's `Road`.
+        rule: the rule in force, under which costs are counted.
 
     Returns:
         Text without control codes, 80 columns.
@@ -26,7 +27,7 @@ def exit_table(road):
     table.add_column("FLOPs to leave", justify="right")
     table.add_column("Of them its head", justify="right")
     table.add_column("Cost", justify="right")
-    costs = None if road.open_sizes else road.costs()
+    costs = None if road.open_sizes else road.costs(rule=rule)
     weights = road.loss_weights or own_weights(road.heads)
     for index, head in enumerate(road.heads):
         weight = f"{float(np.asarray(weights[index])):g}"

@@ -8,6 +8,7 @@ import tensorflow as tf
 from keras import tree
 
 from keras_dynamic._compat import BatchIterator, loss_for, metric_for
+from keras_dynamic.models import rules
 from keras_dynamic.models.per_exit import own_metric, target_of_final
 from keras_dynamic.models.prediction import DynamicPrediction
 
@@ -33,6 +34,7 @@ class _Collected:
 
 def predict_dynamic(model, x, batch_size, verbose, steps, callbacks, rule):
     """See `DynamicModel.predict_dynamic`."""
+    rule = model.exit_rule if rule is None else rules.get(rule)
     collected, logs = _Collected(), {}
     batches = _answered_batches(
         model,
@@ -46,7 +48,7 @@ def predict_dynamic(model, x, batch_size, verbose, steps, callbacks, rule):
         steps_per_epoch=steps,
     )
     for x_batch, _, _, answers in batches:
-        collected.add(answers, model.road.costs_of_batch(x_batch))
+        collected.add(answers, model.road.costs_of_batch(x_batch, rule))
         logs["outputs"] = answers["outputs"]
     return _prediction(model, collected)
 
@@ -55,6 +57,7 @@ def evaluate_dynamic(
     model, x, y, batch_size, verbose, sample_weight, steps, callbacks, rule
 ):
     """See `DynamicModel.evaluate_dynamic`."""
+    rule = model.exit_rule if rule is None else rules.get(rule)
     collected, tallies, logs = _Collected(), None, {}
     batches = _answered_batches(
         model,
@@ -81,7 +84,7 @@ def evaluate_dynamic(
             tallies = _Tallies(model.road.final, y_batch, outputs)
         tallies.update(y_batch, outputs, weight)
         logs.update(tallies.results())
-        collected.add(answers, model.road.costs_of_batch(x_batch))
+        collected.add(answers, model.road.costs_of_batch(x_batch, rule))
     prediction = _prediction(model, collected)
     results = tallies.results() if tallies is not None else {}
     results["mean_cost"] = prediction.mean_cost
@@ -149,10 +152,11 @@ def _is_empty(x):
 
 
 def _prediction(model, collected):
-    units = model.outputs[-1].shape[-1]
+    final = model.outputs[len(model.exit_names) - 1]
+    units = final.shape[-1]
     if not collected.costs:
         columns = {
-            "outputs": np.zeros((0, units), model.outputs[-1].dtype),
+            "outputs": np.zeros((0, units), final.dtype),
             "probabilities": np.zeros((0, units), "float32"),
             "exit_index": np.zeros((0,), "int32"),
             "confidence": np.zeros((0,), "float32"),

@@ -9,11 +9,21 @@ from keras import tree
 
 from keras_dynamic.models import rules
 from keras_dynamic.models.batch_axis import check_rows
-from keras_dynamic.models.costs import compute_costs
+from keras_dynamic.models.costs import compute_costs, compute_selected_costs
 from keras_dynamic.models.engine import Walk
 from keras_dynamic.models.graph import build_graph
-from keras_dynamic.models.heads import describe_head
+from keras_dynamic.models.heads import check_against_loss, describe_head
+from keras_dynamic.models.per_exit import (
+    entries_of_final,
+    losses_each,
+    metrics_each,
+    targets_each,
+    weights_each,
+)
 from keras_dynamic.models.segments import cut_at_exits
+from keras_dynamic.models.selected_walk import SelectedWalk
+from keras_dynamic.models.selection import derived_outputs, with_derived
+from keras_dynamic.models.stages import cut_for_selector
 
 __all__ = ["Road"]
 
@@ -26,10 +36,12 @@ class Road:
 
     Args:
         model: a functional `keras.Model` whose outputs are the exits in order.
+        has_selector: whether its last output is a selector's weights.
 
     Attributes:
         heads: a `Head` for each exit.
         segments: a `Segment` for each exit.
+        plan: the `StagePlan` of the selector, or None.
         final: what `compile` was given for the last exit: a dict with `loss`,
             `metrics` and `weighted_metrics`.
         losses: the loss of each exit, as given to `compile`; None before.
@@ -37,10 +49,16 @@ class Road:
             None before `compile`.
     """
 
-    def __init__(self, model):
-        self._graph = build_graph(model)
-        check_rows(self._graph)
-        self.segments = cut_at_exits(self._graph)
+    def __init__(self, model, has_selector=False):
+        graph = build_graph(model)
+        check_rows(graph)
+        self.plan, exits = None, graph.outputs
+        if has_selector:
+            *exits, weights = graph.outputs
+            graph = dataclasses.replace(graph, outputs=tuple(exits))
+            self.plan = cut_for_selector(graph, weights)
+        self._graph = graph
+        self.segments = cut_at_exits(graph)
         self.heads = _described_heads(self._graph)
         # Checks and casts what the user feeds as any Keras model does, and says so
         # in Keras' words.
@@ -75,6 +93,67 @@ class Road:
         self._kinds = kinds
         self._walks = {}
 
+    def compiled_with(self, loss, loss_weights, metrics, weighted_metrics):
+        """Takes note of what `compile` was given, and spreads it over the outputs.
+
+        Returns:
+            A dict of arguments for `keras.Model.compile`, one entry an output.
+        """
+        names = [head.name for head in self.heads]
+        losses = losses_each(loss, names)
+        if losses is not None:
+            self.kinds = [
+                check_against_loss(head, item)
+                for head, item in zip(self.heads, losses, strict=True)
+            ]
+        one_loss = loss is not None and not tree.is_nested(loss)
+        metrics = metrics_each(metrics, names, one_loss)
+        weighted_metrics = metrics_each(weighted_metrics, names, one_loss)
+        weights = weights_each(loss_weights, self.heads, losses)
+        self.losses, self.loss_weights = losses, weights if losses else None
+        final = self.final = {
+            "loss": losses[-1] if losses else None,
+            "metrics": entries_of_final(metrics, names),
+            "weighted_metrics": entries_of_final(weighted_metrics, names),
+        }
+        if self.plan is not None:
+            losses = losses and [*losses, None, final["loss"]]
+            weights = weights and [*weights, 1.0, 1.0]
+            metrics = with_derived(metrics, final["metrics"])
+            weighted_metrics = with_derived(weighted_metrics, final["weighted_metrics"])
+        return {
+            "loss": losses,
+            "loss_weights": weights,
+            "metrics": metrics or [],  # None would leave those of the last `compile`
+            "weighted_metrics": weighted_metrics,
+        }
+
+    @property
+    def metric_prefixes(self):
+        """What stands before the names of each output's metrics."""
+        named = [f"{head.name}_" for head in self.heads]
+        if self.plan is None:
+            return [*named[:-1], ""]
+        # The plain names belong to the answer that is selected.
+        return [*named, "", "mixture_"]
+
+    def targets_and_outputs(self, y, y_pred):
+        """One target an output; with a selector, its two derived outputs as well."""
+        targets = targets_each(y, [head.name for head in self.heads], self.losses)
+        if self.plan is None:
+            return targets, y_pred
+        *outputs, weights = y_pred
+        if targets is not None:
+            targets = [*targets, targets[-1], targets[-1]]
+        return targets, [*outputs, *derived_outputs(outputs, weights, self.kinds)]
+
+    def bind_selector_costs(self):
+        """Fills in the costs of a selector with `exit_costs="auto"`."""
+        layer = self.plan.selector.operation
+        if getattr(layer, "exit_costs", None) == "auto" and not self.open_sizes:
+            costs = self.costs(rule=rules.Selected()).exits
+            layer.bind_costs([cost / costs[-1] for cost in costs])
+
     def walk_under(self, rule, model):
         """The compiled walk and the thresholds of a rule.
 
@@ -86,37 +165,61 @@ class Road:
             (walk, thresholds): a `Walk` and a (exits - 1,) float32 tensor.
         """
         rule = model.exit_rule if rule is None else rules.get(rule)
+        self.check_rule(rule)
         thresholds = tf.constant(rule.thresholds(len(self.heads) - 1))
         key = _walk_key(rule)
         if key not in self._walks:
-            self._walks[key] = Walk(
-                self.segments, self.kinds, rule, self._intake, self._graph.inputs
-            )
+            door = self._intake, self._graph.inputs
+            if isinstance(rule, rules.Selected):
+                walk = SelectedWalk(self.plan, self.kinds, *door)
+            else:
+                walk = Walk(self.segments, self.kinds, rule, *door)
+            self._walks[key] = walk
         return self._walks[key], thresholds
+
+    def check_rule(self, rule):
+        """Raises a ValueError for `Selected` without a selector."""
+        if isinstance(rule, rules.Selected) and self.plan is None:
+            raise ValueError(
+                "`rule` 'selected' needs a model with a selector: "
+                "`DynamicModel(inputs, outputs, selector=weights)`. Received: "
+                f"rule={rule!r}."
+            )
 
     def dense_outputs(self, x):
         """Outputs of all exits for a batch, arrays: what `predict_on_batch` gives, but
         by one replica where the model was made for several."""
-        return [np.asarray(output) for output in self._dense(x)]
+        outputs = [np.asarray(output) for output in self._dense(x)]
+        return outputs[: len(self.heads)]
 
     def check_input(self, x):
         """Keras' own error for input of a wrong shape, dtype or structure."""
         self._intake(x, training=False)
 
-    def costs(self, input_shapes=None):
-        """`Costs` for sizes that the model leaves open; see `compute_costs`."""
-        if input_shapes not in self._costs:
-            self._costs[input_shapes] = compute_costs(
-                self._graph, self.segments, input_shapes
-            )
-        return self._costs[input_shapes]
+    def costs(self, input_shapes=None, rule=None):
+        """`Costs` under a rule, for sizes that the model leaves open.
 
-    def costs_of_batch(self, x):
+        Args:
+            input_shapes: see `compute_costs`.
+            rule: an `ExitRule`; `Selected` pays the selector and one head, all others
+                every head that is passed. Defaults to `None`, the latter.
+        """
+        plan = self.plan if isinstance(rule, rules.Selected) else None
+        key = (input_shapes, plan is None)
+        if key not in self._costs:
+            if plan is None:
+                counted = compute_costs(self._graph, self.segments, input_shapes)
+            else:
+                counted = compute_selected_costs(self._graph, plan, input_shapes)
+            self._costs[key] = counted
+        return self._costs[key]
+
+    def costs_of_batch(self, x, rule):
         """`Costs` of the samples of a batch, whose sizes fill in what is open."""
         if not self.open_sizes:
-            return self.costs()
+            return self.costs(rule=rule)
         fed = tree.flatten(self._intake(x, training=False))
-        return self.costs(tuple(tuple(tensor.shape[1:]) for tensor in fed))
+        return self.costs(tuple(tuple(tensor.shape[1:]) for tensor in fed), rule)
 
     @property
     def open_sizes(self):

@@ -14,7 +14,15 @@ import tensorflow as tf
 from keras_dynamic.models.exit_rule import ExitRule
 from keras_dynamic.ops import confidence
 
-__all__ = ["Entropy", "ExitRule", "Margin", "MaxProbability", "Patience", "get"]
+__all__ = [
+    "Entropy",
+    "ExitRule",
+    "Margin",
+    "MaxProbability",
+    "Patience",
+    "Selected",
+    "get",
+]
 
 
 @keras.saving.register_keras_serializable(package="keras_dynamic")
@@ -192,11 +200,46 @@ class Patience(ExitRule):
         return int(value)
 
 
+@keras.saving.register_keras_serializable(package="keras_dynamic")
+class Selected(ExitRule):
+    """Leaves where the model's selector says.
+
+    The rule of a `DynamicModel` with a selector: the exit with the largest weight, or,
+    under a `LayerwiseSelector`, the first whose gate is above 1/2. It has no threshold.
+    The score is the selector's soft weight of the exit taken.
+
+    Args:
+        threshold: `None`; there is none.
+
+    Raises:
+        ValueError: for a threshold.
+
+    Example:
+
+    ```python
+    print(kd.rules.get("selected"))
+    ```
+    """
+
+    def __init__(self, threshold=None):
+        given = threshold if isinstance(threshold, (list, tuple)) else [threshold]
+        if any(value is not None for value in given):
+            raise ValueError(
+                "`threshold` of `Selected` must be None: the selector decides. "
+                f"Received: threshold={threshold}."
+            )
+        super().__init__(threshold)
+
+    def __repr__(self):
+        return "Selected()"
+
+
 _BY_NAME = {
     "max_probability": MaxProbability,
     "entropy": Entropy,
     "margin": Margin,
     "patience": Patience,
+    "selected": Selected,
 }
 
 
@@ -215,8 +258,9 @@ def get(identifier):
     """The rule meant by `identifier`.
 
     Args:
-        identifier: an `ExitRule`, or one of "max_probability", "entropy", "margin"
-            and "patience", which stand for the rule with its default threshold.
+        identifier: an `ExitRule`, or one of "max_probability", "entropy", "margin",
+            "patience" and "selected", which stand for the rule with its default
+            threshold.
 
     Returns:
         An `ExitRule`.

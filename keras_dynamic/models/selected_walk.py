@@ -1,8 +1,8 @@
 """The walk under a selector: every sample to its exit, and only that exit's head."""
 
 import tensorflow as tf
-from keras import tree
 
+from keras_dynamic.layers._selector import soft_weights
 from keras_dynamic.models.engine import CompiledWalk
 from keras_dynamic.models.graph import run_steps
 from keras_dynamic.models.rows import take_rows, write_rows
@@ -30,13 +30,15 @@ class SelectedWalk(CompiledWalk):
         values, num_rows, broken = self._fed(x)
         last = len(self.exits) - 1
         state = {"broken": broken}
-        if not self.plan.is_layerwise:
+        if self.plan.is_layerwise:
+            state["arriving"] = tf.ones([num_rows])
+        else:
             run_steps(self.plan.prologue, values)
             weights = values[self.plan.weights]
             state["broken"] |= tf.reduce_any(tf.math.is_nan(weights), axis=-1)
             choice = tf.argmax(weights, axis=-1, output_type=tf.int32)
             state["choice"] = tf.where(state["broken"], last, choice)
-            state["score"] = tf.reduce_max(self._soft(values, weights), axis=-1)
+            state["score"] = tf.reduce_max(soft_weights(weights), axis=-1)
         return self._stage(
             0,
             values,
@@ -45,14 +47,6 @@ class SelectedWalk(CompiledWalk):
             self.no_answers(num_rows),
             temperatures,
         )
-
-    def _soft(self, values, weights):
-        """The selector's soft weights, where it has any: they are the confidence."""
-        step = self.plan.selector
-        if not hasattr(step.operation, "probabilities"):
-            return weights
-        args = tree.map_structure(lambda value: values[value], step.args)
-        return step.operation.probabilities(*args)
 
     def _stage(self, index, values, rows, state, answers, temperatures):
         stage, last = self.plan.stages[index], len(self.exits) - 1
@@ -96,19 +90,26 @@ class SelectedWalk(CompiledWalk):
         return tf.cond(tf.size(staying) > 0, go_on, lambda: written)
 
     def _decide(self, index, stage, values, state):
-        """(leaves, score, state) of the rows at a stage."""
+        """(leaves, score, state) of the rows at a stage.
+
+        The score is the selector's soft weight of this exit: layer-wise, the
+        probability to come here times that to stop.
+        """
         broken = state["broken"]
         last = len(self.exits) - 1
         if not self.plan.is_layerwise:
             score = state["score"]
             leaves = tf.equal(state["choice"], index)
         elif index < last:
-            gate = self.plan.selector.operation.gate_logit
-            logit = gate(index, values[stage.feature])
+            selector = self.plan.selector.operation
+            logit = selector.gate_logit(index, values[stage.feature])
             broken |= tf.math.is_nan(logit)
-            leaves, score = (logit > 0.0) & ~broken, tf.sigmoid(logit)
+            leaves = (logit > 0.0) & ~broken
+            stopping = selector.stopping_probabilities(logit)
+            score = state["arriving"] * stopping
+            state = {**state, "arriving": state["arriving"] * (1.0 - stopping)}
         else:
-            leaves, score = tf.ones_like(broken), tf.ones_like(broken, tf.float32)
+            score = state["arriving"]
         if index == last:
             leaves = tf.ones_like(broken)
         state = {**state, "broken": broken}

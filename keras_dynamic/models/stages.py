@@ -68,10 +68,14 @@ def cut_for_selector(graph, weights):
         A `StagePlan`.
 
     Raises:
-        ValueError: as `cut_at_exits`, or for a layer-wise selector whose list of
-            features does not fit the exits.
+        ValueError: as `cut_at_exits`, or for weights that no layer gives.
     """
-    selector = graph.producers()[weights]
+    selector = graph.producers().get(weights)
+    if selector is None:
+        raise ValueError(
+            "`selector` must be the weights that a layer gives. Received: the model's "
+            f"input '{weights.name}'."
+        )
     layerwise = isinstance(selector.operation, LayerwiseSelector)
     exits, last = graph.outputs, len(graph.outputs) - 1
     features, prologue = [None] * len(exits), ()

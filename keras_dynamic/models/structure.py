@@ -1,13 +1,18 @@
 """What a `DynamicModel` can be made of; errors that say what came instead."""
 
+import keras
+
+from keras_dynamic.layers._selector import Selector
 from keras_dynamic.layers.early_exit import EarlyExit
 
 __all__ = [
     "check_exits",
     "check_inputs",
     "check_outputs",
+    "ends_in_selector",
     "is_functional_call",
     "shapes_of_inputs",
+    "with_selector_output",
 ]
 
 
@@ -30,12 +35,42 @@ def check_inputs(inputs):
             )
 
 
-def check_outputs(outputs, structure):
+def with_selector_output(args, kwargs, selector):
+    """Arguments of a functional model with the selector's weights as a last output."""
+    if not isinstance(selector, keras.KerasTensor):
+        raise TypeError(
+            "`selector` must be the tensor of weights that an `ExitSelector` gives. "
+            f"Received: selector={selector!r} of type {type(selector)}."
+        )
+    outputs = args[1] if len(args) > 1 else kwargs["outputs"]
+    outputs = list(outputs) if isinstance(outputs, (list, tuple)) else [outputs]
+    if len(args) > 1:
+        return (args[0], [*outputs, selector], *args[2:]), kwargs
+    return args, {**kwargs, "outputs": [*outputs, selector]}
+
+
+def ends_in_selector(model):
+    """Whether the last output is a selector's; a clone is made without being told."""
+    return any(
+        isinstance(layer, Selector) and layer.output is model.outputs[-1]
+        for layer in model.layers
+    )
+
+
+def check_outputs(outputs, structure, has_selector):
     if isinstance(structure, dict):
         raise ValueError(
             "`outputs` must be a list: the exits have an order. Received a dict with "
             f"keys {list(structure)}."
         )
+    if has_selector:
+        *outputs, weights = outputs
+        if tuple(weights.shape) != (None, len(outputs)):
+            raise ValueError(
+                "`selector` must have one weight for each output (num_exits counts the "
+                f"final one): {(None, len(outputs))}. Received: weights of shape "
+                f"{tuple(weights.shape)}."
+            )
     if len(outputs) < 2:
         raise ValueError(
             "`outputs` must hold at least one early exit and the final output. "

@@ -40,7 +40,10 @@ def strip_exits(model):
             "`model` must be a functional `keras.Model`. Received: "
             f"{model!r} of type {type(model)}."
         )
-    plain = keras.Model(model.input, model.outputs[-1], name=model.name)
+    # A selector's weights come after the exits.
+    exits = getattr(model, "exit_names", model.outputs)
+    final = model.outputs[len(exits) - 1]
+    plain = keras.Model(model.input, final, name=model.name)
     graph = build_graph(plain)
     needed = needed_steps(graph, graph.outputs)
     if len(needed) == len(graph.steps):

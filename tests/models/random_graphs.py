@@ -133,6 +133,46 @@ plans = st.fixed_dictionaries(
 
 def build(rank, chunks, logits, seed, rows):
     """A `DynamicModel` with 1 to 3 early exits, its data and its row counters."""
+    inputs, outputs, parts = _grown(rank, chunks, logits, seed, rows)
+    return _with_statistics(kd.DynamicModel(inputs, outputs), seed), *parts[:2]
+
+
+def build_selected(rank, chunks, logits, seed, rows, layerwise, deep):
+    """The same with a selector, and a row counter in every head.
+
+    Args:
+        layerwise: whether the selector decides at every exit, on its features.
+        deep: whether it reads features of the first chunk, else those that come
+            before it; of no meaning if `layerwise`.
+
+    Returns:
+        (model, x, counters, head_counters, features), the last what the selector
+        reads.
+    """
+    inputs, outputs, parts = _grown(rank, chunks, logits, seed, rows, heads=True)
+    x, counters, head_counters, start, features = parts
+    if layerwise:
+        layer, read = kd.LayerwiseSelector(), features[:-1]
+        weights = layer(read)
+        heads = layer.gates
+    else:
+        layer, read = kd.ExitSelector(len(outputs)), [features[0] if deep else start]
+        weights = layer(*read)
+        heads = [layer.head]
+    model = kd.DynamicModel(inputs, outputs, selector=weights)
+    model = _with_statistics(model, seed)
+    # Logits of mean 0 and deviation 1 over the samples, that all exits are chosen.
+    flat = [tf.convert_to_tensor(array) for array in keras.tree.flatten(x)]
+    known = keras.Function(model.inputs, [*model.outputs, *read])(flat)
+    for head, feature in zip(heads, known[len(model.outputs) :], strict=True):
+        logits = head(feature).numpy()
+        mean, scale = logits.mean(axis=0), 1 / np.maximum(logits.std(axis=0), 0.01)
+        head.classifier.kernel.assign(head.classifier.kernel * scale)
+        head.classifier.bias.assign(-mean * scale)
+    return model, x, counters, head_counters, read
+
+
+def _grown(rank, chunks, logits, seed, rows, heads=False):
     keras.utils.set_random_seed(seed)
     generator = np.random.default_rng(seed)
     if rank == 2:
@@ -147,23 +187,37 @@ def build(rank, chunks, logits, seed, rows):
         x["ids"][:, 0] = 1  # a sample has at least one token
         embedding = keras.layers.Embedding(VOCABULARY, WIDTH, mask_zero=True)
         start = [embedding(inputs["ids"])]
-    tensors, outputs, counters = start, [], []
+    tensors, outputs, counters, head_counters, features = start, [], [], [], []
     for index, moves in enumerate(chunks):
+        source = tensors[-1]
+        if heads and counters:
+            # So that all later exits need this counter, and it lies in the trunk.
+            source = keras.layers.add([source, counters[-1].output])
         counter = RowCounter()
         counters.append(counter)
-        tensors = [*tensors, counter(keras.layers.Dense(WIDTH)(tensors[-1]))]
+        tensors = [*tensors, counter(keras.layers.Dense(WIDTH)(source))]
         tensors = grow(moves, rank, shape, tensors)
         head = kd.EarlyExit(
             CLASSES, activation=None if logits else "softmax", name=f"exit_{index}"
         )
         # The exit always sees its counter, so that segment k is what it counts.
-        outputs.append(head(keras.layers.add([tensors[-1], counter.output])))
-    model = kd.DynamicModel(inputs, outputs)
+        seen = keras.layers.add([tensors[-1], counter.output])
+        features.append(tensors[-1])
+        if heads:
+            head_counters.append(RowCounter())
+            seen = head_counters[-1](seen)
+        outputs.append(head(seen))
+    return inputs, outputs, (x, counters, head_counters, start[0], features)
+
+
+def _with_statistics(model, seed):
+    """Gives every batch normalization statistics that are not 0 and 1."""
+    generator = np.random.default_rng(seed + 2)
     for layer in model.layers:
         if isinstance(layer, keras.layers.BatchNormalization):
             layer.moving_mean.assign(generator.normal(size=WIDTH))
             layer.moving_variance.assign(generator.uniform(0.5, 2.0, WIDTH))
-    return model, x, counters
+    return model
 
 
 @st.composite

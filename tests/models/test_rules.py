@@ -183,6 +183,7 @@ def test_defaults():
         "Margin(threshold=0.8)",
         "MaxProbability(threshold=0.9)",
         "Patience(threshold=2)",
+        "Selected()",
     ]
 
 

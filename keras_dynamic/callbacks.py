@@ -1,0 +1,203 @@
+"""Callbacks for dynamic models."""
+
+import sys
+import warnings
+
+import keras
+
+from keras_dynamic.ops.estimators import check_temperature
+
+__all__ = ["TemperatureSchedule"]
+
+
+class TemperatureSchedule(keras.callbacks.Callback):
+    """Sets the temperature of the layers that choose, before each step or epoch.
+
+    High at first, so that all choices are tried; low at the end, so that training
+    sees what inference will do. Layers that choose have a weight
+    `current_temperature`; they are found wherever they are in the model, in nested
+    models and in other layers too. Each epoch's last temperature is put into the logs
+    as `temperature`.
+
+    The callback keeps no count of its own, so that it may be deep-copied, as
+    keras-tuner does, and training may be interrupted. Per epoch, the step is the number
+    of the epoch that `fit` gives. Per batch, it is `model.optimizer.iterations`, which
+    goes on in a second `fit` and which `BackupAndRestore` brings back; or the number of
+    batches in the epochs before, if `fit` starts at a later epoch with an optimizer
+    that has made fewer steps, as after Hyperband's reload of a model's best weights.
+
+    Args:
+        schedule: a `keras.optimizers.schedules.LearningRateSchedule`, or a function
+            of the step, an int from 0, that gives the temperature.
+        update_freq: `"batch"` or `"epoch"`: what a step is. With
+            `steps_per_execution`, `"batch"` sets it once an execution. Defaults to
+            `"batch"`.
+        layers: list of names of the layers to set. They are given by name because a
+            deep copy of a layer is not the one in the model. Defaults to `None`, all
+            that have a temperature.
+        verbose: 0 or 1, whether to print the temperature after each epoch. Defaults
+            to 0.
+
+    Raises:
+        ValueError: for another `update_freq`; from `fit`, for a model without such
+            layers, and at the step where the schedule gives a temperature that is not
+            finite and > 0, or < 1 for a layer with `estimator="reinmax"`.
+        TypeError: for arguments of a wrong type.
+
+    Example:
+
+    ```python
+    inputs = keras.Input((4,))
+    choice = kd.GumbelSoftmax(temperature=5.0)(keras.layers.Dense(3)(inputs))
+    model = keras.Model(inputs, choice)
+    model.compile("adam", "categorical_crossentropy")
+    decay = keras.optimizers.schedules.ExponentialDecay(5.0, 10, 0.5)
+    schedule = kd.callbacks.TemperatureSchedule(decay)
+    history = model.fit(np.ones((320, 4)), np.eye(3)[[0] * 320], callbacks=[schedule])
+    print(history.history["temperature"])  # 5 / 2 ** (9 / 10) at the tenth batch
+    ```
+
+    Reference:
+        Jang, Gu and Poole, "Categorical Reparameterization with Gumbel-Softmax", ICLR
+        2017, anneal max(0.5, exp(-r t)) of the step t.
+    """
+
+    def __init__(self, schedule, update_freq="batch", layers=None, verbose=0):
+        super().__init__()
+        if not callable(schedule):
+            raise TypeError(
+                "`schedule` must be a `LearningRateSchedule` or a function of the "
+                f"step. Received: schedule={schedule!r} of type {type(schedule)}."
+            )
+        if update_freq not in ("batch", "epoch"):
+            raise ValueError(
+                "`update_freq` must be 'batch' or 'epoch'. Received: "
+                f"update_freq={update_freq!r}."
+            )
+        if layers is not None and (
+            isinstance(layers, str) or not all(isinstance(name, str) for name in layers)
+        ):
+            raise TypeError(
+                "`layers` must be a list of names of layers, or None. Received: "
+                f"layers={layers!r}."
+            )
+        self.schedule = schedule
+        self.update_freq = update_freq
+        self.layers = None if layers is None else list(layers)
+        self.verbose = verbose
+
+    def on_train_begin(self, logs=None):
+        if self.update_freq == "batch" and self.model.optimizer is None:
+            raise ValueError(
+                "`update_freq='batch'` counts the steps of the optimizer. Use 'epoch'. "
+                "Received: a model without an optimizer."
+            )
+        self._found = self._find_layers()
+        self._missing = None
+        self._temperature = None
+
+    def on_epoch_begin(self, epoch, logs=None):
+        if self.update_freq == "epoch":
+            self._set_temperature(epoch)
+        elif self._missing is None:
+            self._missing = self._steps_missing(epoch)
+
+    def on_train_batch_begin(self, batch, logs=None):
+        if self.update_freq == "batch":
+            self._set_temperature(self._iterations() + self._missing)
+
+    def on_epoch_end(self, epoch, logs=None):
+        if logs is not None and self._temperature is not None:
+            logs["temperature"] = self._temperature
+        if self.verbose:
+            sys.stdout.write(f"\nEpoch {epoch + 1}: temperature {self._temperature}\n")
+
+    def on_train_end(self, logs=None):
+        self._found = None  # a copy of this callback is no copy of the model's layers
+
+    def _find_layers(self):
+        with_temperature = [
+            layer
+            for layer in _layers_within(self.model)
+            if hasattr(layer, "current_temperature")
+        ]
+        names = {layer.name for layer in with_temperature}
+        if not names:
+            raise ValueError(
+                "`TemperatureSchedule` needs a model with a layer that has a weight "
+                "`current_temperature`, such as `GumbelSoftmax`. Received: model "
+                f"'{self.model.name}' without any."
+            )
+        if self.layers is None:
+            return with_temperature
+        missing = sorted(set(self.layers) - names)
+        if missing:
+            raise ValueError(
+                f"`layers` must name layers with a temperature, of {sorted(names)}. "
+                f"Received: {missing}."
+            )
+        return [layer for layer in with_temperature if layer.name in self.layers]
+
+    def _iterations(self):
+        return int(keras.ops.convert_to_numpy(self.model.optimizer.iterations))
+
+    def _steps_missing(self, epoch):
+        """What the optimizer lacks of the steps of the epochs before this `fit`."""
+        if epoch == 0:
+            return 0
+        iterations = self._iterations()
+        steps = self.params.get("steps")
+        if steps is None:
+            if iterations == 0:
+                warnings.warn(
+                    f"`fit` starts at epoch {epoch} with an optimizer that has made no "
+                    "step, and how many batches an epoch has is not known: the "
+                    "schedule starts at step 0. Use `update_freq='epoch'`, or give "
+                    "`steps_per_epoch` to `fit`.",
+                    stacklevel=2,
+                )
+            return 0
+        # In mixed_float16 the user's optimizer is inside one that scales the loss.
+        optimizer = self.model.optimizer
+        optimizer = getattr(optimizer, "inner_optimizer", optimizer)
+        accumulated = optimizer.gradient_accumulation_steps or 1
+        return max(0, epoch * steps // accumulated - iterations)
+
+    def _set_temperature(self, step):
+        value = self.schedule(step)
+        if keras.ops.is_tensor(value):
+            value = keras.ops.convert_to_numpy(value).item()
+        unit = "step" if self.update_freq == "batch" else "epoch"
+        for layer in self._found:
+            reinmax = getattr(layer, "estimator", None) == "reinmax"
+            check_temperature(
+                value,
+                "reinmax" if reinmax else "soft",
+                origin=f" from `schedule` at {unit} {step}, for layer '{layer.name}'",
+            )
+        self._temperature = float(value)
+        for layer in self._found:
+            layer.current_temperature.assign(self._temperature)
+
+
+def _layers_within(model):
+    """`model` and every layer in it, however deep, once each.
+
+    Keras publishes the layers of a model, but not those that a layer holds: they are
+    among its attributes, or in the lists there, whatever else it keeps them in.
+    """
+    layers, pending, seen = [], [model], set()
+    while pending:
+        value = pending.pop()
+        if id(value) in seen:
+            continue
+        if isinstance(value, keras.layers.Layer):
+            layers.append(value)
+            inner = vars(value).values()
+        elif isinstance(value, list):
+            inner = value
+        else:
+            continue
+        seen.add(id(value))
+        pending.extend(reversed(list(inner)))
+    return layers

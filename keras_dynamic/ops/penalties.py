@@ -1,0 +1,66 @@
+"""What the choices of a layer are regularized by: scalars for `add_loss`, float32.
+
+`probabilities` are (batch, choices), the choices' probabilities for each sample.
+"""
+
+import tensorflow as tf
+
+__all__ = ["divergence_from_prior", "expected_cost", "mean_entropy"]
+
+# The least normal float32: stands for a probability of 0 in a logarithm.
+_TINY = 1.1754944e-38
+
+
+def mean_entropy(probabilities):
+    """Mean over the samples of the entropy of their choice, in nats.
+
+    The less it is, the more a soft choice looks like a hard one.
+    """
+    probabilities = tf.cast(probabilities, tf.float32)
+    return _mean(-tf.reduce_sum(probabilities * _log(probabilities), axis=-1))
+
+
+def divergence_from_prior(probabilities, prior, per_sample=False):
+    """Kullback-Leibler divergence of the choices from a prior, in nats.
+
+    KL(p || prior) = sum_e p_e log(p_e / prior_e), where p is the mean over the batch.
+
+    Args:
+        probabilities: (batch, choices).
+        prior: (choices,), positive, sums to 1.
+        per_sample: whether to take each sample's divergence and then the mean. That
+            pulls every single choice to the prior, and works against adaptivity.
+
+    Returns:
+        A float32 scalar >= 0.
+    """
+    probabilities = tf.cast(probabilities, tf.float32)
+    if not per_sample:
+        probabilities = _mean(probabilities)[None]
+    ratio = _log(probabilities) - tf.math.log(tf.cast(prior, tf.float32))
+    return _mean(tf.reduce_sum(probabilities * ratio, axis=-1))
+
+
+def expected_cost(probabilities, costs):
+    """Mean over the samples of sum_e p_e o_e.
+
+    Args:
+        probabilities: (batch, choices).
+        costs: (choices,), the cost of each.
+
+    Returns:
+        A float32 scalar.
+    """
+    probabilities = tf.cast(probabilities, tf.float32)
+    return _mean(tf.reduce_sum(probabilities * tf.cast(costs, tf.float32), axis=-1))
+
+
+def _mean(values):
+    """Over the samples; 0, not NaN, for a replica that got none."""
+    count = tf.maximum(tf.shape(values)[0], 1)
+    return tf.reduce_sum(values, axis=0) / tf.cast(count, tf.float32)
+
+
+def _log(probabilities):
+    # Finite at 0, where its product with the probability is 0 as it should be.
+    return tf.math.log(tf.maximum(probabilities, _TINY))
