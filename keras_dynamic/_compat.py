@@ -18,11 +18,14 @@ __all__ = [
     "functional_nodes",
     "functional_of",
     "get_mask",
+    "keep_mask",
+    "kept_mask",
     "loss_for",
     "metric_for",
     "rename_metrics_by_exit",
     "replace_compile_config",
     "set_mask",
+    "show_mask",
 ]
 
 
@@ -66,6 +69,25 @@ def set_mask(tensor, mask):
     if mask is not None:
         backend.set_keras_mask(tensor, mask)
     return tensor
+
+
+def keep_mask(tensor):
+    """Remembers the mask that `tensor` carries now; Keras' attention removes it."""
+    mask = get_mask(tensor)
+    if mask is not None:
+        tensor._keras_dynamic_mask = mask
+
+
+def kept_mask(tensor):
+    """The mask that `keep_mask` remembered, or None."""
+    return getattr(tensor, "_keras_dynamic_mask", None)
+
+
+def show_mask(tensor, shown):
+    """Lets the next layer see the kept mask of `tensor`, or none."""
+    mask = kept_mask(tensor) if shown else None
+    if get_mask(tensor) is not mask:
+        backend.set_keras_mask(tensor, mask)
 
 
 class BatchIterator(EpochIterator):

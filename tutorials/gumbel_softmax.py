@@ -201,7 +201,7 @@ for name, (color, line, marker, taus) in styles.items():
     bias, deviation = quadratic[-1]
     print(f"{name:24s} tau = 1: bias {bias:.2f}, standard deviation {deviation:.2f}")
 for axis, title in zip(
-    axes, ["bias, quadratic", "bias, cubic", "standard deviation"], strict=True
+    axes, ["bias, quadratic", "bias, cubic", "deviation, quadratic"], strict=True
 ):
     axis.set(title=title, xlabel=r"temperature $\tau$", xscale="log")
     axis.set_xticks([0.1, 0.2, 0.5, 1, 2, 4], ["0.1", "0.2", "0.5", "1", "2", "4"])

@@ -9,11 +9,27 @@ import dataclasses
 from typing import Any
 
 import keras
+import tensorflow as tf
 from keras import ops, tree
 
-from keras_dynamic._compat import functional_nodes, functional_of, get_mask, set_mask
+from keras_dynamic._compat import (
+    functional_nodes,
+    functional_of,
+    get_mask,
+    keep_mask,
+    set_mask,
+    show_mask,
+)
 
-__all__ = ["Graph", "Step", "Value", "build_graph", "infer_step", "run_steps"]
+__all__ = [
+    "Graph",
+    "Step",
+    "Value",
+    "build_graph",
+    "find_masks",
+    "infer_step",
+    "run_steps",
+]
 
 
 class Value:
@@ -43,8 +59,9 @@ class Step:
     """One call of an operation: `operation(*args, **kwargs) -> outputs`.
 
     `args` and `kwargs` are the call's own structures with a `Value` in place of
-    every tensor of the graph. `glue` marks what Keras does by itself where a nested
-    model begins: casts, reshapes, masks.
+    every tensor of the graph. `masked` holds those that carry a mask when the whole
+    graph runs in order, None before `find_masks`. `glue` marks what Keras does by
+    itself where a nested model begins: casts, reshapes, masks.
     """
 
     operation: Any
@@ -52,6 +69,7 @@ class Step:
     kwargs: dict
     outputs: tuple
     glue: bool = False
+    masked: set | None = None
 
     @property
     def name(self):
@@ -112,14 +130,54 @@ def run_steps(steps, values):
         return values[argument] if isinstance(argument, Value) else argument
 
     for step in steps:
-        args = tree.map_structure(fill, step.args)
-        kwargs = tree.map_structure(fill, step.kwargs)
-        # The call was recorded with the value that `training` had when the model
-        # was put together; `Model.predict` overrides it in the same way.
-        if kwargs.get("training"):
-            kwargs["training"] = False
-        results = tree.flatten(step.operation(*args, **kwargs))
-        values.update(zip(step.outputs, results, strict=True))
+        for value in step.inputs:
+            if step.masked is not None and values[value] is not None:
+                show_mask(values[value], value in step.masked)
+        _call(step, values, fill)
+
+
+def find_masks(graph):
+    """Notes at every step which of its inputs carry a mask, `Step.masked`.
+
+    Masks are attributes of tensors, and calls change them: attention takes the mask
+    off the tensor that it reads, a nested model leaves one behind. So what a layer sees
+    hangs on the order of the calls. Here the whole graph is traced (not run) in the
+    order in which Keras calls it; a walk, which may call a later layer first, then
+    shows every layer the same masks.
+    """
+
+    @tf.function(autograph=False)
+    def trace(tensors):
+        values = dict(zip(graph.inputs, tensors, strict=True))
+
+        def fill(argument):
+            return values[argument] if isinstance(argument, Value) else argument
+
+        # Losses and assignments stay in the scope, which is dropped.
+        with keras.StatelessScope():
+            for step in graph.steps:
+                seen = {v for v in step.inputs if get_mask(values[v]) is not None}
+                object.__setattr__(step, "masked", seen)  # the one late field
+                _call(step, values, fill)
+        return tensors
+
+    specs = [tf.TensorSpec(v.spec.shape, v.spec.dtype) for v in graph.inputs]
+    with tf.init_scope():
+        trace.get_concrete_function(specs)
+
+
+def _call(step, values, fill):
+    args = tree.map_structure(fill, step.args)
+    kwargs = tree.map_structure(fill, step.kwargs)
+    # The call was recorded with the value that `training` had when the model was put
+    # together; `Model.predict` overrides it in the same way.
+    if kwargs.get("training"):
+        kwargs["training"] = False
+    results = tree.flatten(step.operation(*args, **kwargs))
+    values.update(zip(step.outputs, results, strict=True))
+    for tensor in (*results, *(values[value] for value in step.inputs)):
+        if tensor is not None:
+            keep_mask(tensor)
 
 
 def infer_step(step, specs):
@@ -216,8 +274,8 @@ def _standardize(value, mask, expected, steps):
 
     def standardize(tensor, mask):
         mask = get_mask(tensor) if mask is None else mask
-        # A tensor of its own: the caller's must not get a mask.
-        result = ops.copy(tensor)
+        # Where nothing is to be cast, Keras leaves the mask on the caller's tensor.
+        result = tensor
         if value.spec.dtype != expected.dtype:
             result = ops.cast(result, expected.dtype)
         if rank == wanted + 1:

@@ -11,7 +11,7 @@ from keras_dynamic.models import rules
 from keras_dynamic.models.batch_axis import check_rows
 from keras_dynamic.models.costs import compute_costs, compute_selected_costs
 from keras_dynamic.models.engine import Walk
-from keras_dynamic.models.graph import build_graph
+from keras_dynamic.models.graph import build_graph, find_masks
 from keras_dynamic.models.heads import check_against_loss, describe_head
 from keras_dynamic.models.per_exit import (
     entries_of_final,
@@ -52,6 +52,8 @@ class Road:
     def __init__(self, model, has_selector=False):
         graph = build_graph(model)
         check_rows(graph)
+        if _may_have_masks(graph):
+            find_masks(graph)
         self.plan, exits = None, graph.outputs
         if has_selector:
             *exits, weights = graph.outputs
@@ -225,6 +227,19 @@ class Road:
     def open_sizes(self):
         """Whether an input has a size besides the batch that is not known."""
         return any(None in value.spec.shape[1:] for value in self._graph.inputs)
+
+
+def _may_have_masks(graph):
+    """Whether a layer makes a mask, or comes from where that cannot be told."""
+    for step in graph.steps:
+        layer = step.operation
+        if isinstance(layer, keras.layers.Layer) and (
+            getattr(layer, "mask_zero", False)
+            or isinstance(layer, keras.layers.Masking)
+            or not type(layer).__module__.startswith(("keras.", "keras_dynamic."))
+        ):
+            return True
+    return False
 
 
 def _walk_key(rule):

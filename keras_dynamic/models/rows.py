@@ -5,7 +5,7 @@ The only file that moves rows.
 
 import tensorflow as tf
 
-from keras_dynamic._compat import get_mask, set_mask
+from keras_dynamic._compat import keep_mask, kept_mask, set_mask
 
 __all__ = ["rows_with_nan", "take_rows", "write_rows"]
 
@@ -42,7 +42,7 @@ def take_rows(values, rows, state, taken, all_taken):
         (values, rows, state) of the taken rows; masks go with their tensors.
     """
     gathered = {value: t for value, t in values.items() if _moves(value, t)}
-    masks = {value: get_mask(tensor) for value, tensor in gathered.items()}
+    masks = {value: kept_mask(tensor) for value, tensor in gathered.items()}
     masks = {value: mask for value, mask in masks.items() if mask is not None}
     moving = [list(gathered.values()), list(masks.values()), rows, state]
     moved = tf.cond(
@@ -54,7 +54,7 @@ def take_rows(values, rows, state, taken, all_taken):
     kept = dict(values)
     kept.update(zip(gathered, tensors, strict=True))
     for value, mask in zip(masks, kept_masks, strict=True):
-        set_mask(kept[value], mask)
+        keep_mask(set_mask(kept[value], mask))
     return kept, rows, state
 
 

@@ -2,6 +2,7 @@
 
 import tensorflow as tf
 
+from keras_dynamic._compat import show_mask
 from keras_dynamic.layers._selector import soft_weights
 from keras_dynamic.models.engine import CompiledWalk
 from keras_dynamic.models.graph import run_steps
@@ -101,8 +102,11 @@ class SelectedWalk(CompiledWalk):
             score = state["score"]
             leaves = tf.equal(state["choice"], index)
         elif index < last:
-            selector = self.plan.selector.operation
-            logit = selector.gate_logit(index, values[stage.feature])
+            step, feature = self.plan.selector, values[stage.feature]
+            if step.masked is not None:  # what it sees on the dense road, at the end
+                show_mask(feature, stage.feature in step.masked)
+            selector = step.operation
+            logit = selector.gate_logit(index, feature)
             broken |= tf.math.is_nan(logit)
             leaves = (logit > 0.0) & ~broken
             stopping = selector.stopping_probabilities(logit)

@@ -1,4 +1,4 @@
-"""Helpers for tests of functions whose gradient matters."""
+"""What the tests of gradients share."""
 
 import numpy as np
 import tensorflow as tf
