@@ -27,8 +27,12 @@ class LayerwiseSelector(Selector):
 
     Args:
         num_exits: int, E + 1, or `None` to take it from the list. Defaults to `None`.
-        estimator, temperature, hidden_units, entropy_weight, prior, prior_weight,
-        prior_per_sample, exit_costs, cost_weight, pooling, seed: as in `ExitSelector`.
+        estimator: as in `ExitSelector`; the gates choose yes or no by it. Defaults to
+            `"soft"`.
+        temperature: tau > 0 (>= 1 for `reinmax`). Defaults to 1.0.
+        **kwargs: `hidden_units`, `entropy_weight`, `prior`, `prior_weight`,
+            `prior_per_sample`, `exit_costs`, `cost_weight`, `pooling` and `seed`, with
+            the meanings and defaults that they have in `ExitSelector`.
 
     Call arguments:
         inputs: list of E features: images, volumes, sequences or vectors.
