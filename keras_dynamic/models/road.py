@@ -22,7 +22,11 @@ from keras_dynamic.models.per_exit import (
 )
 from keras_dynamic.models.segments import cut_at_exits
 from keras_dynamic.models.selected_walk import SelectedWalk
-from keras_dynamic.models.selection import derived_outputs, with_derived
+from keras_dynamic.models.selection import (
+    DERIVED_NAMES,
+    derived_outputs,
+    with_derived,
+)
 from keras_dynamic.models.stages import cut_for_selector
 
 __all__ = ["Road"]
@@ -61,7 +65,8 @@ class Road:
             self.plan = cut_for_selector(graph, weights)
         self._graph = graph
         self.segments = cut_at_exits(graph)
-        self.heads = _described_heads(self._graph)
+        reserved = DERIVED_NAMES if has_selector else ()
+        self.heads = _described_heads(self._graph, reserved)
         # Checks and casts what the user feeds as any Keras model does, and says so
         # in Keras' words.
         self._intake = keras.Model(model.input, list(model.inputs), name=model.name)
@@ -260,8 +265,8 @@ def _walk_key(rule):
     )
 
 
-def _described_heads(graph):
-    heads, taken = [], set()
+def _described_heads(graph, reserved):
+    heads, taken = [], set(reserved)
     for value in graph.outputs:
         head = describe_head(graph, value)
         unique, number = head.name, 0

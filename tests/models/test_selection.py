@@ -356,3 +356,18 @@ class TestWays:
             history = model.fit(x, y, 20, epochs=2, shuffle=False, verbose=0).history
             losses.append(history["loss"])
         np.testing.assert_allclose(losses[0], losses[1], rtol=1e-5)
+
+
+def test_an_exit_named_like_a_derived_output_gets_a_name_of_its_own():
+    inputs = keras.Input((6,))
+    outputs = [
+        kd.EarlyExit(3, name="mixture")(inputs),
+        keras.layers.Dense(3, "softmax", name="selected")(inputs),
+    ]
+    weights = kd.ExitSelector(2)(inputs)
+    model = kd.DynamicModel(inputs, outputs, selector=weights)
+    assert model.exit_names == ["mixture_1", "selected_1"]
+    model.compile("sgd", "sparse_categorical_crossentropy", metrics=["accuracy"])
+    x, y = np.random.default_rng(0).normal(size=(8, 6)), np.arange(8) % 3
+    logs = model.evaluate(x, y, verbose=0, return_dict=True)
+    assert {"accuracy", "mixture_accuracy", "mixture_1_accuracy"} < set(logs)
