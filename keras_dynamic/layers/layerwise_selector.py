@@ -65,6 +65,9 @@ class LayerwiseSelector(Selector):
     def __init__(self, num_exits=None, estimator="soft", temperature=1.0, **kwargs):
         super().__init__(num_exits, estimator, temperature, **kwargs)
         self.supports_masking = True
+        # The gates are made at `build`, when their number is known; what they are to
+        # be made with is checked now.
+        PooledHead(1, self.pooling, self.hidden_units, name="gate")
 
     def build(self, input_shape):
         if not isinstance(input_shape, list) or not input_shape:

@@ -81,27 +81,41 @@ def compute_selected_costs(graph, plan, input_shapes=None):
     """
     stages, selector = plan.stages, plan.selector
     steps = [s for s in graph.steps if not (plan.is_layerwise and s is selector)]
-    total, unknown = _counter(graph, steps, input_shapes)
+    gates = _gate_flops(graph, plan, input_shapes) if plan.is_layerwise else {}
+    total, unknown = _counter(graph, steps, input_shapes, gates)
     segments = [total(stage.trunk) for stage in stages]
     segments[0] += total(plan.prologue)
-    if plan.is_layerwise:
-        # Its gates have no steps of their own: they are counted on their features.
-        specs = _static_specs(graph, input_shapes)
-        for index, stage in enumerate(stages[:-1]):
-            gate = selector.operation.gates[index]
-            output = keras.KerasTensor((1, 1), gate.compute_dtype)
-            feature = specs[stage.feature]
-            segments[index] += operation_flops(gate, (feature,), {}, [output]) or 0
+    for index, flops in enumerate(gates.values()):
+        segments[index] += flops or 0
     heads = [total(stage.head) for stage in stages]
     exits = [sum(segments[: index + 1]) + head for index, head in enumerate(heads)]
     reference = total(needed_steps(graph, graph.outputs[-1:]))
     return Costs(tuple(segments), tuple(exits), tuple(heads), reference, unknown)
 
 
-def _counter(graph, steps, input_shapes):
-    """(total, unknown): a function that sums the FLOPs of steps, and who has none."""
+def _gate_flops(graph, plan, input_shapes):
+    """FLOPs of a layer-wise selector's gates, by what to call them; None if unknown.
+
+    They have no steps of their own, and are counted on their features.
+    """
+    specs, selector = _static_specs(graph, input_shapes), plan.selector.operation
+    flops = {}
+    for gate, stage in zip(selector.gates, plan.stages[:-1], strict=True):
+        output = keras.KerasTensor((1, 1), gate.compute_dtype)
+        name = f"'{selector.name}/{gate.name}' ({type(gate.pooling).__name__})"
+        flops[name] = operation_flops(gate, (specs[stage.feature],), {}, [output])
+    return flops
+
+
+def _counter(graph, steps, input_shapes, others=None):
+    """(total, unknown): a function that sums the FLOPs of steps, and who has none.
+
+    Args:
+        others: dict from a name to FLOPs or None, for what has no step.
+    """
     specs = _static_specs(graph, input_shapes)
-    counted, unknown = {}, []
+    counted = {}
+    unknown = [name for name, flops in (others or {}).items() if flops is None]
     for step in steps:
         flops = 0 if step.glue else _step_flops(step, specs)
         if flops is None:

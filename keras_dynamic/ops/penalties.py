@@ -23,7 +23,9 @@ def mean_entropy(probabilities):
 def divergence_from_prior(probabilities, prior, per_sample=False):
     """Kullback-Leibler divergence of the choices from a prior, in nats.
 
-    KL(p || prior) = sum_e p_e log(p_e / prior_e), where p is the mean over the batch.
+    KL(p || prior) = sum_e p_e log(p_e / prior_e), where p is the mean over the batch;
+    under `tf.distribute` the mean over each replica's own part, whose divergences are
+    then averaged.
 
     Args:
         probabilities: (batch, choices).

@@ -201,6 +201,14 @@ def test_wrong_values(arguments, message):
         built(**arguments)
 
 
+@pytest.mark.parametrize(
+    "arguments", [{"pooling": "middle"}, {"hidden_units": 0}, {"hidden_units": [4, 0]}]
+)
+def test_wrong_gates_are_refused_before_there_are_features(arguments):
+    with pytest.raises(ValueError, match="pooling='middle'|hidden_units=0"):
+        kd.LayerwiseSelector(**arguments)
+
+
 def test_wants_a_list():
     with pytest.raises(ValueError, match=r"list of the early exits' features.*\(6, 4"):
         kd.LayerwiseSelector()(features()[0])

@@ -286,6 +286,30 @@ def test_costs_of_gates():
     assert model.exit_costs.tolist() == stops
 
 
+def test_a_gate_that_cannot_be_counted_is_named():
+    @keras.saving.register_keras_serializable(package="tests")
+    class Loop(layers.Layer):
+        """The mean by a loop, whose FLOPs nobody can tell."""
+
+        def call(self, inputs):
+            start = (tf.constant(0), tf.reduce_mean(inputs, axis=1))
+            return tf.while_loop(lambda i, _: i < 3, lambda i, m: (i + 1, m), start)[1]
+
+        def compute_output_shape(self, input_shape):
+            return (input_shape[0], input_shape[2])
+
+    inputs = keras.Input((4, 6))
+    a = layers.Dense(8)(inputs)
+    b = layers.Dense(5)(a)
+    weights = kd.LayerwiseSelector(pooling=Loop(), name="choice")([a])
+    model = kd.DynamicModel(
+        inputs, [kd.EarlyExit(3)(a), kd.EarlyExit(3)(b)], selector=weights
+    )
+    with pytest.warns(UserWarning, match=r"'choice/gate_0' \(Loop\)"):
+        costs = model.compute_costs()
+    assert costs.unknown == ("'choice/gate_0' (Loop)",)
+
+
 def test_a_selector_in_the_middle_pays_what_it_reads_first():
     inputs = keras.Input((6,))
     a = layers.Dense(8)(inputs)  # 104
