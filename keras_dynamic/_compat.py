@@ -1,4 +1,4 @@
-"""The only file that uses what Keras keeps private, each use with its reason.
+"""The only file that uses what Keras and TensorFlow keep private, each with a reason.
 
 `tests/test_compat.py` fails when Keras changes one of them.
 """
@@ -12,12 +12,15 @@ from keras.src.saving.serialization_lib import SerializableDict
 from keras.src.trainers.compile_utils import get_loss, get_metric
 from keras.src.trainers.data_adapters.array_data_adapter import ArrayDataAdapter
 from keras.src.trainers.epoch_iterator import EpochIterator
+from tensorflow.python.ops.control_flow_util import GraphOrParentsInXlaContext
 
 __all__ = [
     "BatchIterator",
+    "drop_losses",
     "functional_nodes",
     "functional_of",
     "get_mask",
+    "layers_within",
     "keep_mask",
     "kept_mask",
     "loss_for",
@@ -26,6 +29,7 @@ __all__ = [
     "replace_compile_config",
     "set_mask",
     "show_mask",
+    "under_xla",
 ]
 
 
@@ -88,6 +92,32 @@ def show_mask(tensor, shown):
     mask = kept_mask(tensor) if shown else None
     if get_mask(tensor) is not mask:
         backend.set_keras_mask(tensor, mask)
+
+
+def drop_losses(layer):
+    """Forgets what `layer` added by `add_loss` in the call that is going on.
+
+    A tensor from a branch of a conditional must not be added up outside of it.
+    """
+    layer._clear_losses()
+
+
+def under_xla():
+    """Whether the graph that is being built is to be compiled by XLA.
+
+    TensorFlow tells it by a control flow context that it puts around such a graph.
+    """
+    return not tf.executing_eagerly() and GraphOrParentsInXlaContext(
+        tf.compat.v1.get_default_graph()
+    )
+
+
+def layers_within(layer):
+    """`layer` and every layer in it, however deep, once each.
+
+    Keras publishes the layers of a model, but not those that a layer holds.
+    """
+    return layer._flatten_layers()
 
 
 class BatchIterator(EpochIterator):

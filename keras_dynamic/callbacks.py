@@ -5,6 +5,7 @@ import warnings
 
 import keras
 
+from keras_dynamic._compat import layers_within
 from keras_dynamic.ops.estimators import check_temperature
 
 __all__ = ["TemperatureSchedule"]
@@ -118,7 +119,7 @@ class TemperatureSchedule(keras.callbacks.Callback):
     def _find_layers(self):
         with_temperature = [
             layer
-            for layer in _layers_within(self.model)
+            for layer in layers_within(self.model)
             if hasattr(layer, "current_temperature")
         ]
         names = {layer.name for layer in with_temperature}
@@ -178,26 +179,3 @@ class TemperatureSchedule(keras.callbacks.Callback):
         self._temperature = float(value)
         for layer in self._found:
             layer.current_temperature.assign(self._temperature)
-
-
-def _layers_within(model):
-    """`model` and every layer in it, however deep, once each.
-
-    Keras publishes the layers of a model, but not those that a layer holds: they are
-    among its attributes, or in the lists there, whatever else it keeps them in.
-    """
-    layers, pending, seen = [], [model], set()
-    while pending:
-        value = pending.pop()
-        if id(value) in seen:
-            continue
-        if isinstance(value, keras.layers.Layer):
-            layers.append(value)
-            inner = vars(value).values()
-        elif isinstance(value, list):
-            inner = value
-        else:
-            continue
-        seen.add(id(value))
-        pending.extend(reversed(list(inner)))
-    return layers

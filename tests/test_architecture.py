@@ -44,8 +44,10 @@ ORDERED = {
         "flops_of_sequences",
         "flops_of_layers",
         "flops_of_ops",
+        "flops_of_gates",
         "flops_of_graphs",
         "operation_flops",
+        "gates",
         "batch_axis",
         "segments",
         "stages",
@@ -79,7 +81,10 @@ LAZY_DOORS = {
 }
 
 # (importer, imported): private helpers that stand on another private helper.
-HELPERS_OF_HELPERS = {("layers._selector", "layers._choosing")}
+HELPERS_OF_HELPERS = {
+    ("layers._selector", "layers._checks"),
+    ("layers._selector", "layers._choosing"),
+}
 
 # Imported by name, by whoever wants them.
 IMPORTED_BY_NOBODY = {"tuning", "plots"}

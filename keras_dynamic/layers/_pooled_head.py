@@ -27,6 +27,7 @@ class PooledHead(keras.layers.Layer):
     Args:
         units: int >= 1, the number of logits.
         pooling, hidden_units, grid, hidden_activation, data_format: as in `EarlyExit`.
+        kernel_initializer, bias_initializer: of the layer that gives the logits.
 
     Call arguments:
         inputs: (batch, height, width, channels) image maps, (batch, d1, d2, d3,
@@ -46,10 +47,14 @@ class PooledHead(keras.layers.Layer):
         grid=None,
         hidden_activation="relu",
         data_format=None,
+        kernel_initializer="glorot_uniform",
+        bias_initializer="zeros",
         **kwargs,
     ):
         super().__init__(**kwargs)
         self.units = positive_int("units", units)
+        self.kernel_initializer = keras.initializers.get(kernel_initializer)
+        self.bias_initializer = keras.initializers.get(bias_initializer)
         self.pooling = self._checked_pooling(pooling)
         self.hidden_units = self._checked_hidden_units(hidden_units)
         self.grid = self._checked_grid(grid)
@@ -80,7 +85,11 @@ class PooledHead(keras.layers.Layer):
             self.hidden_layers.append(layer)
             features = width
         self.classifier = keras.layers.Dense(
-            self.units, dtype=self.dtype_policy, name="classifier"
+            self.units,
+            kernel_initializer=self.kernel_initializer,
+            bias_initializer=self.bias_initializer,
+            dtype=self.dtype_policy,
+            name="classifier",
         )
         self.classifier.build((None, features))
 
@@ -105,6 +114,8 @@ class PooledHead(keras.layers.Layer):
             "grid": self.grid,
             "hidden_activation": keras.activations.serialize(self.hidden_activation),
             "data_format": self.data_format,
+            "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
+            "bias_initializer": keras.initializers.serialize(self.bias_initializer),
         }
 
     @classmethod

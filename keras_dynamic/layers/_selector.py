@@ -6,6 +6,7 @@ import numbers
 import keras
 import numpy as np
 
+from keras_dynamic.layers._checks import nonnegative
 from keras_dynamic.layers._choosing import ChoosingLayer
 from keras_dynamic.ops.penalties import (
     divergence_from_prior,
@@ -46,9 +47,9 @@ class Selector(ChoosingLayer):
         self.num_exits = _checked_num_exits(num_exits)
         self.hidden_units = hidden_units
         self.pooling = pooling
-        self.entropy_weight = _weight("entropy_weight", entropy_weight)
-        self.prior_weight = _weight("prior_weight", prior_weight)
-        self.cost_weight = _weight("cost_weight", cost_weight)
+        self.entropy_weight = nonnegative("entropy_weight", entropy_weight)
+        self.prior_weight = nonnegative("prior_weight", prior_weight)
+        self.cost_weight = nonnegative("cost_weight", cost_weight)
         self.prior_per_sample = bool(prior_per_sample)
         self.prior = _checked_prior(prior)
         self.exit_costs = _checked_costs(exit_costs)
@@ -171,17 +172,6 @@ def _checked_num_exits(value):
             f"Received: num_exits={value}."
         )
     return int(value)
-
-
-def _weight(name, value):
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise TypeError(
-            f"`{name}` must be a number. Received: {name}={value!r} of type "
-            f"{type(value)}."
-        )
-    if not 0 <= value < math.inf:
-        raise ValueError(f"`{name}` must be finite and >= 0. Received: {name}={value}.")
-    return float(value)
 
 
 def _checked_prior(prior):

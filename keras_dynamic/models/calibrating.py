@@ -46,7 +46,7 @@ def calibrate(model, x, y, rule, budget, max_accuracy_drop, batch_size, steps):
             f"budget={budget}, max_accuracy_drop={max_accuracy_drop}."
         )
     kinds = model.road.kinds
-    outputs, labels, costs = _dense_answers(model, x, y, batch_size, steps)
+    outputs, labels, shares = _dense_answers(model, x, y, batch_size, steps)
     _check_probabilities(outputs, kinds, model.exit_names)
     logs = [
         log_probabilities(tf.constant(output), kind).numpy()
@@ -57,7 +57,6 @@ def calibrate(model, x, y, rule, budget, max_accuracy_drop, batch_size, steps):
     scores = _scores(rule, outputs, kinds, temperatures)
 
     num_early = len(outputs) - 1
-    shares = costs.shares()
     if budget is None and max_accuracy_drop is None:
         goal = None
     else:
@@ -89,8 +88,9 @@ def calibrate(model, x, y, rule, budget, max_accuracy_drop, batch_size, steps):
 
 
 def _dense_answers(model, x, y, batch_size, steps):
-    """Outputs of every exit and the labels, in one pass over the data."""
-    outputs, targets, broken, costs = [], [], [], None
+    """(outputs, labels, shares) in one pass over the data: outputs of every exit, and
+    what it costs on average to leave there, over the plain network."""
+    outputs, targets, broken, saved, costs = [], [], [], [], None
     flat = [leaf for leaf in tree.flatten(x) if leaf is not None]
     if all(getattr(leaf, "shape", (1,))[:1] == (0,) for leaf in flat):
         raise ValueError("`x` must hold at least one sample. Received: none.")
@@ -120,7 +120,9 @@ def _dense_answers(model, x, y, batch_size, steps):
                 _probe_rows(model, x_batch)
             fed = [t for t in tree.flatten(x_batch) if t is not None]
             broken.append(np.asarray(rows_with_nan(fed, first_size(x_batch))))
-            outputs.append(model.road.dense_outputs(x_batch))
+            answers, saved_here = model.road.dense_answers(x_batch)
+            outputs.append(answers)
+            saved.append(saved_here)
             targets.append(np.asarray(target_of_final(y_batch, model.exit_names)))
     if not outputs:
         raise ValueError("`x` must hold at least one sample. Received: none.")
@@ -135,7 +137,9 @@ def _dense_answers(model, x, y, batch_size, steps):
             f"row {int(np.argmax(broken))}."
         )
     classes = max(outputs[-1].shape[-1], 2)
-    return outputs, _class_numbers(np.concatenate(targets), classes), costs
+    labels = _class_numbers(np.concatenate(targets), classes)
+    saved = np.concatenate(saved).mean(axis=0, dtype="float64")
+    return outputs, labels, (np.array(costs.exits) - saved) / costs.reference
 
 
 def _check_probabilities(outputs, kinds, names):

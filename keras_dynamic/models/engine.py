@@ -7,6 +7,7 @@ in untaken branches of a conditional, and no count of survivors travels to the h
 import tensorflow as tf
 from keras import tree
 
+from keras_dynamic.models.gates import holds_gates, run_counted
 from keras_dynamic.models.graph import run_steps
 from keras_dynamic.models.rows import rows_with_nan, take_rows, write_rows
 from keras_dynamic.ops.confidence import calibrated_probabilities
@@ -62,12 +63,14 @@ class CompiledWalk:
         intake: a `keras.Model` from what the user feeds to the flat list of inputs;
             it casts and checks as any Keras model does.
         inputs: the graph's input values.
+        steps: all that it may run.
     """
 
-    def __init__(self, exits, intake, inputs):
+    def __init__(self, exits, intake, inputs, steps):
         self.exits = exits
         self.intake = intake
         self.inputs = inputs
+        self.has_gates = holds_gates(steps)
         self._functions = {}
 
     def __call__(self, x, thresholds, temperatures, eagerly=False):
@@ -81,7 +84,8 @@ class CompiledWalk:
 
         Returns:
             A dict of tensors: outputs, probabilities (batch, units), exit_index,
-            confidence (batch,), segment_rows (exits,).
+            confidence (batch,), segment_rows (exits,); with gates in the graph also
+            saved (batch,), the FLOPs that closed ones did not execute.
         """
         flat = tree.flatten(x)
         given = [tensor for tensor in flat if tensor is not None]
@@ -96,7 +100,9 @@ class CompiledWalk:
     def no_answers(self, num_rows):
         """Answers of a batch before anything is known, to be written over."""
         units = self.exits[0].spec.shape[-1]
+        saved = {"saved": tf.zeros([num_rows])} if self.has_gates else {}
         return {
+            **saved,
             "outputs": tf.zeros([num_rows, units], self._output_dtype),
             "probabilities": tf.zeros([num_rows, units]),
             "exit_index": tf.zeros([num_rows], tf.int32),
@@ -108,6 +114,14 @@ class CompiledWalk:
         """`answers` with the rows that segment `index` computes added."""
         here = tf.one_hot(index, len(self.exits), dtype=tf.int32) * tf.size(rows)
         return {**answers, "segment_rows": answers["segment_rows"] + here}
+
+    def run(self, steps, values, state, rows):
+        """Runs `steps` on the rows; returns `state` with what gates saved added."""
+        if not self.has_gates:
+            run_steps(steps, values)
+            return state
+        saved = run_counted(steps, values, tf.size(rows))
+        return {**state, "saved": state["saved"] + saved}
 
     def _compiled(self, x, specs):
         flat = tree.flatten(x)
@@ -128,8 +142,12 @@ class CompiledWalk:
         )
 
     def _spec(self, tensor):
-        """The batch axis is left open; so are sizes that the model leaves open."""
+        """The batch axis is left open; so are sizes that the model leaves open.
+
+        With gates they are not, since what a closed one saves depends on them.
+        """
         open_sizes = any(None in value.spec.shape[1:] for value in self.inputs)
+        open_sizes = open_sizes and not self.has_gates
         inner = [None] * (len(tensor.shape) - 1) if open_sizes else tensor.shape[1:]
         return tf.TensorSpec([None, *inner], tensor.dtype)
 
@@ -157,7 +175,9 @@ class Walk(CompiledWalk):
     """
 
     def __init__(self, segments, kinds, rule, intake, inputs):
-        super().__init__([segment.exit for segment in segments], intake, inputs)
+        exits = [segment.exit for segment in segments]
+        steps = [step for segment in segments for step in segment.steps]
+        super().__init__(exits, intake, inputs, steps)
         self.segments = segments
         self.kinds = kinds
         self.rule = rule
@@ -165,12 +185,16 @@ class Walk(CompiledWalk):
     def _walk(self, x, thresholds, temperatures):
         values, num_rows, broken = self._fed(x)
         rule = self.rule.bind(thresholds)
+        state = {"memory": rule.initial_state(num_rows), "broken": broken}
+        answers = self.no_answers(num_rows)
+        if self.has_gates:
+            state["saved"] = answers["saved"]
         return self._stage(
             0,
             values,
             tf.range(num_rows),
-            (rule.initial_state(num_rows), broken),
-            self.no_answers(num_rows),
+            state,
+            answers,
             rule,
             temperatures,
         )
@@ -181,19 +205,26 @@ class Walk(CompiledWalk):
         Args:
             values: dict from `Value` to the survivors' tensor.
             rows: (survivors,) int32, where they stood in the batch.
-            state: the rule's memory of the survivors, and whether they are broken.
+            state: dict of what goes with the survivors: the rule's memory of them,
+                whether they are broken, and what gates have saved.
             answers: what is known so far, for the whole batch.
         """
         segment, last = self.segments[index], len(self.segments) - 1
         values = dict(values)
-        run_steps(segment.steps, values)
+        state = self.run(segment.steps, values, state, rows)
         outputs = values[segment.exit]
-        memory, broken = state
         probabilities, score, memory = score_exit(
-            rule, memory, broken, outputs, self.kinds[index], temperatures[index], index
+            rule,
+            state["memory"],
+            state["broken"],
+            outputs,
+            self.kinds[index],
+            temperatures[index],
+            index,
         )
-        state = (memory, broken)
+        state = {**state, "memory": memory}
         found = {
+            **({"saved": state["saved"]} if self.has_gates else {}),
             "outputs": outputs,
             "probabilities": probabilities,
             "exit_index": tf.fill(tf.shape(rows), index),

@@ -23,12 +23,14 @@ class _Collected:
 
     columns: dict = dataclasses.field(default_factory=lambda: {c: [] for c in _COLUMNS})
     segment_rows: list = dataclasses.field(default_factory=list)
+    saved: list = dataclasses.field(default_factory=list)
     costs: list = dataclasses.field(default_factory=list)
 
     def add(self, answers, costs):
         for name in _COLUMNS:
             self.columns[name].append(answers[name])
         self.segment_rows.append(answers["segment_rows"])
+        self.saved.append(answers.get("saved", 0.0))
         self.costs.append(costs)
 
 
@@ -170,10 +172,14 @@ def _prediction(model, collected):
         }
         segment_rows = np.sum(np.asarray(collected.segment_rows), axis=0, dtype="int64")
         costs, references = [], []
-        for exits, known in zip(
-            collected.columns["exit_index"], collected.costs, strict=True
+        for exits, saved, known in zip(
+            collected.columns["exit_index"],
+            collected.saved,
+            collected.costs,
+            strict=True,
         ):
-            costs.append(np.asarray(known.exits, "int64")[np.asarray(exits)])
+            full = np.asarray(known.exits, "int64")[np.asarray(exits)]
+            costs.append(full - np.rint(np.asarray(saved)).astype("int64"))
             references.append((len(exits), known.reference))
         # Inputs of several sizes have several plain networks to be compared with.
         total = sum(count for count, _ in references)

@@ -32,6 +32,7 @@ import keras
 from keras import tree
 
 from keras_dynamic._compat import functional_of
+from keras_dynamic.models.flops_of_gates import GATE_FORMULAS
 from keras_dynamic.models.flops_of_graphs import graph_flops
 from keras_dynamic.models.flops_of_layers import LAYER_FORMULAS
 from keras_dynamic.models.flops_of_ops import ops_formula
@@ -44,6 +45,9 @@ from keras_dynamic.models.flops_primitives import (
 from keras_dynamic.models.graph import Value, build_graph, infer_step
 
 __all__ = ["operation_flops"]
+
+# Formula by layer class.
+_FORMULAS = {**LAYER_FORMULAS, **GATE_FORMULAS}
 
 # What a subclass may redefine and still compute what its parent computes.
 _HARMLESS = frozenset(
@@ -121,9 +125,9 @@ def _formula(operation):
         return ops_formula(operation)
     redefined = set()
     for cls in type(operation).__mro__:
-        if cls in LAYER_FORMULAS:
+        if cls in _FORMULAS:
             inherits = not any(hasattr(cls, name) for name in redefined)
-            return LAYER_FORMULAS[cls] if inherits else None
+            return _FORMULAS[cls] if inherits else None
         redefined |= {
             name
             for name in vars(cls).keys() - _HARMLESS

@@ -11,7 +11,8 @@ from keras_dynamic.models import rules
 from keras_dynamic.models.batch_axis import check_rows
 from keras_dynamic.models.costs import compute_costs, compute_selected_costs
 from keras_dynamic.models.engine import Walk
-from keras_dynamic.models.graph import build_graph, find_masks
+from keras_dynamic.models.gates import holds_gates, run_counted
+from keras_dynamic.models.graph import build_graph, find_masks, run_steps
 from keras_dynamic.models.heads import check_against_loss, describe_head
 from keras_dynamic.models.per_exit import (
     entries_of_final,
@@ -73,8 +74,9 @@ class Road:
         self._kinds = [head.kind for head in self.heads]
         self._walks, self._costs = {}, {}
         self.final = self.losses = self.loss_weights = None
+        self.has_gates = holds_gates(graph.steps)
         self._dense = tf.function(
-            lambda x: model(x, training=False), autograph=False, reduce_retracing=True
+            self._run_all_segments, autograph=False, reduce_retracing=not self.has_gates
         )
 
     @property
@@ -196,8 +198,33 @@ class Road:
     def dense_outputs(self, x):
         """Outputs of all exits for a batch, arrays: what `predict_on_batch` gives, but
         by one replica where the model was made for several."""
-        outputs = [np.asarray(output) for output in self._dense(x)]
-        return outputs[: len(self.heads)]
+        return self.dense_answers(x)[0]
+
+    def dense_answers(self, x):
+        """(outputs, saved): outputs of all exits, and what gates saved up to each.
+
+        Args:
+            x: a batch.
+
+        Returns:
+            A list of arrays (batch, units), and a (batch, exits) array of FLOPs that
+            closed gates did not execute for those who get as far as an exit.
+        """
+        outputs, saved = self._dense(x)
+        return [np.asarray(output) for output in outputs], np.stack(saved, axis=1)
+
+    def _run_all_segments(self, x):
+        fed = tree.flatten(self._intake(x, training=False))
+        num_rows = tf.shape(next(tensor for tensor in fed if tensor is not None))[0]
+        values = dict(zip(self._graph.inputs, fed, strict=True))
+        saved, sums = tf.zeros([num_rows]), []
+        for segment in self.segments:
+            if self.has_gates:
+                saved += run_counted(segment.steps, values, num_rows)
+            else:
+                run_steps(segment.steps, values)
+            sums.append(saved)
+        return [values[segment.exit] for segment in self.segments], sums
 
     def check_input(self, x):
         """Keras' own error for input of a wrong shape, dtype or structure."""

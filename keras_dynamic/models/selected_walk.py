@@ -5,7 +5,6 @@ import tensorflow as tf
 from keras_dynamic._compat import show_mask
 from keras_dynamic.layers._selector import soft_weights
 from keras_dynamic.models.engine import CompiledWalk
-from keras_dynamic.models.graph import run_steps
 from keras_dynamic.models.rows import take_rows, write_rows
 from keras_dynamic.ops.confidence import calibrated_probabilities
 
@@ -22,7 +21,10 @@ class SelectedWalk(CompiledWalk):
     """
 
     def __init__(self, plan, kinds, intake, inputs):
-        super().__init__([stage.exit for stage in plan.stages], intake, inputs)
+        stages = plan.stages
+        steps = [step for stage in stages for step in (*stage.trunk, *stage.head)]
+        exits = [stage.exit for stage in stages]
+        super().__init__(exits, intake, inputs, [*plan.prologue, *steps])
         self.plan = plan
         self.kinds = kinds
 
@@ -30,29 +32,25 @@ class SelectedWalk(CompiledWalk):
         del thresholds  # a selector has none
         values, num_rows, broken = self._fed(x)
         last = len(self.exits) - 1
+        rows, answers = tf.range(num_rows), self.no_answers(num_rows)
         state = {"broken": broken}
+        if self.has_gates:
+            state["saved"] = answers["saved"]
         if self.plan.is_layerwise:
             state["arriving"] = tf.ones([num_rows])
         else:
-            run_steps(self.plan.prologue, values)
+            state = self.run(self.plan.prologue, values, state, rows)
             weights = values[self.plan.weights]
             state["broken"] |= tf.reduce_any(tf.math.is_nan(weights), axis=-1)
             choice = tf.argmax(weights, axis=-1, output_type=tf.int32)
             state["choice"] = tf.where(state["broken"], last, choice)
             state["score"] = tf.reduce_max(soft_weights(weights), axis=-1)
-        return self._stage(
-            0,
-            values,
-            tf.range(num_rows),
-            state,
-            self.no_answers(num_rows),
-            temperatures,
-        )
+        return self._stage(0, values, rows, state, answers, temperatures)
 
     def _stage(self, index, values, rows, state, answers, temperatures):
         stage, last = self.plan.stages[index], len(self.exits) - 1
         values = dict(values)
-        run_steps(stage.trunk, values)
+        state = self.run(stage.trunk, values, state, rows)
         leaves, score, state = self._decide(index, stage, values, state)
         answers = self.counted(answers, index, rows)
         here = tf.where(leaves)[:, 0]
@@ -60,16 +58,21 @@ class SelectedWalk(CompiledWalk):
 
         def answer():
             fed = {value: values[value] for value in stage.head_inputs}
-            fed, found_rows, found_score = take_rows(fed, rows, score, here, everyone)
-            run_steps(stage.head, fed)
+            carried = {"score": score}
+            if self.has_gates:
+                carried["saved"] = state["saved"]
+            fed, found_rows, carried = take_rows(fed, rows, carried, here, everyone)
+            carried = self.run(stage.head, fed, carried, found_rows)
+            score_here = carried.pop("score")
             outputs = fed[stage.exit]
             found = {
+                **carried,
                 "outputs": outputs,
                 "probabilities": calibrated_probabilities(
                     outputs, self.kinds[index], temperatures[index]
                 ),
                 "exit_index": tf.fill(tf.shape(found_rows), index),
-                "confidence": found_score,
+                "confidence": score_here,
             }
             return write_rows(answers, found_rows, found)
 

@@ -5,7 +5,12 @@
 
 import tensorflow as tf
 
-__all__ = ["divergence_from_prior", "expected_cost", "mean_entropy"]
+__all__ = [
+    "divergence_from_prior",
+    "expected_cost",
+    "mean_entropy",
+    "open_rate_penalty",
+]
 
 # The least normal float32: stands for a probability of 0 in a logarithm.
 _TINY = 1.1754944e-38
@@ -55,6 +60,26 @@ def expected_cost(probabilities, costs):
     """
     probabilities = tf.cast(probabilities, tf.float32)
     return _mean(tf.reduce_sum(probabilities * tf.cast(costs, tf.float32), axis=-1))
+
+
+def open_rate_penalty(opened, probabilities, target):
+    """(rate - target)^2 of the share of samples that a gate lets through.
+
+    The rate is that of the hard decisions; its gradient is that of the mean
+    probability, since decisions have none.
+
+    Args:
+        opened: (batch,), 1 for an open sample, 0 for a closed one.
+        probabilities: (batch,), of being open.
+        target: number in (0, 1].
+
+    Returns:
+        A float32 scalar.
+    """
+    probability = _mean(tf.cast(probabilities, tf.float32))
+    rate = tf.stop_gradient(_mean(tf.cast(opened, tf.float32)))
+    rate += probability - tf.stop_gradient(probability)
+    return tf.square(rate - target)
 
 
 def _mean(values):

@@ -1,0 +1,76 @@
+"""ObservedMean: what a layer sees, in the logs of `fit` and `evaluate`."""
+
+import warnings
+
+import keras
+import tensorflow as tf
+
+__all__ = ["ObservedMean"]
+
+# So many samples have to agree before a mean is remarkable.
+_ENOUGH = 32
+
+
+class ObservedMean(keras.metrics.Mean):
+    """Mean of values that a layer computes for itself.
+
+    In training it is updated at once. Otherwise a layer cannot know whether it is
+    evaluated or predicts; the values then wait until the result is asked for, which
+    `evaluate` does in the same step and `predict` and an exported model never do. So
+    those write to no variable.
+
+    Args:
+        name: of the metric in the logs.
+        within: (low, high), what is expected of the mean.
+        otherwise: dict from "low" and "high" to the warning for a mean that is this low
+            or high, or more so; one of them may be missing.
+        after: int, how many results (epochs, evaluations) in a row make it so.
+    """
+
+    def __init__(self, name, within, otherwise, after=1):
+        super().__init__(name=name)
+        self._low, self._high = within
+        self._otherwise, self._after = otherwise, after
+        self._waiting, self._streak = {}, (None, 0)
+
+    def observe(self, values, weights=None, training=False):
+        """Takes note of (samples,) values, each with a weight."""
+        if training:
+            self.update_state(values, weights)
+        else:
+            self._waiting[_replica()] = (values, weights)
+
+    def result(self):
+        values, weights = self._waiting.pop(_replica(), (None, None))
+        if values is not None and _is_here(values):
+            self.update_state(values, weights)
+        result = super().result()
+        if tf.executing_eagerly():
+            self._warn_if_extreme(float(result), float(self.count))
+        return result
+
+    def reset_state(self):
+        self._waiting.clear()
+        super().reset_state()
+
+    def _warn_if_extreme(self, mean, count):
+        if count < _ENOUGH:
+            return
+        side = "low" if mean <= self._low else "high" if mean >= self._high else None
+        previous, length = self._streak
+        length = length + 1 if side == previous else 1
+        self._streak = (side, length)
+        if side in self._otherwise and length == self._after:
+            warnings.warn(self._otherwise[side], stacklevel=3)
+
+
+def _replica():
+    context = tf.distribute.get_replica_context()
+    return context and int(tf.get_static_value(context.replica_id_in_sync_group))
+
+
+def _is_here(tensor):
+    """Whether a tensor can be used where the result is computed."""
+    if tf.executing_eagerly():
+        return hasattr(tensor, "numpy")
+    return getattr(tensor, "graph", None) is tf.compat.v1.get_default_graph()

@@ -1,0 +1,425 @@
+"""SkipGate: a layer that runs for the samples that need it."""
+
+import math
+import warnings
+
+import keras
+import tensorflow as tf
+from keras import ops
+
+from keras_dynamic._compat import drop_losses, get_mask, set_mask, under_xla
+from keras_dynamic.layers._checks import checked_layer, checked_rate, nonnegative
+from keras_dynamic.layers._choosing import ChoosingLayer
+from keras_dynamic.layers._gate_records import GateRecord, collecting, report
+from keras_dynamic.layers._observed import ObservedMean
+from keras_dynamic.layers._pooled_head import PooledHead
+from keras_dynamic.layers._shortcut import check_shortcut, shortcut_of
+from keras_dynamic.ops import estimators
+from keras_dynamic.ops.penalties import expected_cost, open_rate_penalty
+from keras_dynamic.ops.rows import run_on_rows
+
+__all__ = ["SkipGate"]
+
+_HIDDEN_UNITS = 16
+_INITIAL_OPEN_RATE = 0.9
+
+
+@keras.saving.register_keras_serializable(package="keras_dynamic")
+class SkipGate(ChoosingLayer):
+    """Runs a layer f for some samples, and lets the others pass by it.
+
+        h(x) = s(g(x)) f(x) + (1 - s(g(x))) x
+
+    where the gate g gives one logit for each sample, and s makes yes or no of it. With
+    `additive=True` the layer is a correction, h(x) = x + s(g(x)) f(x).
+
+    In training f runs on the whole batch (the dense road), and s follows `estimator`.
+    When not training a sample is open where its logit is positive, and f runs on the
+    open samples only: they are gathered, run, and put back; if all are open, or none,
+    nothing is moved. This holds wherever the layer is called: in `Model.predict`, in
+    the segments of a `DynamicModel`, whose `cost` counts it, within the layer of
+    another gate, in an exported model. Under XLA, whose shapes are fixed, f runs on all
+    and the open ones are selected: same answer, no saving.
+
+    A relaxed estimator (`"soft"`, `"gumbel_softmax"`) trains a blend of f(x) and x that
+    inference never computes: with s = 0.6 the answer jumps from the blend to f(x). The
+    hard ones train what is run; hence the default.
+
+    Two losses may be added in training. `rate_weight * (rate - target_rate)**2`, where
+    rate is the share of the batch with a positive logit: what inference would run, in
+    the forward pass; the mean probability of being open in the backward one. And
+    `cost_weight * mean probability * cost`, where `cost` is f's share of the network's
+    FLOPs, with which gates share a budget as they see fit.
+
+    The logs of `fit` and `evaluate` show `<name>_open_rate`, the share of samples that
+    inference would run, and `<name>_open_probability`, the mean probability of being
+    open. Of a gate inside another gate's layer they count the samples that got there. A
+    gate that has collapsed gives a warning: one with a mean probability below 0.01 or
+    above 0.99, or one that inference would run for every sample, or for none, in three
+    epochs or evaluations in a row.
+
+    With `shortcut=None` or f of equal shape, and every sample open, the layer equals f.
+
+    Args:
+        layer: f, any Keras layer or model with one input and one output. Losses inside
+            of it count in training only; BatchNormalization sees the whole batch there.
+        estimator: how s is made in training: `"soft"`, `"straight_through"`,
+            `"gumbel_softmax"`, `"gumbel_straight_through"` or `"reinmax"`. Defaults to
+            `"gumbel_straight_through"`.
+        temperature: tau > 0 (>= 1 for `reinmax`), kept in the non-trainable weight
+            `current_temperature`. Defaults to 1.0.
+        target_rate: float in (0, 1], the open rate to be trained for with
+            `rate_weight`. Defaults to `None`.
+        rate_weight: float >= 0; needs `target_rate`. Defaults to 0.
+        cost_weight: float >= 0. Defaults to 0.
+        initial_open_rate: float in (0, 1), the probability of being open with which the
+            built-in gate starts for every sample, by its bias. Defaults to 0.9.
+        shortcut: what closed samples get in place of f(x). `"auto"`: x itself, or
+            where f changes shapes a linear projection, trained with the rest (a dense
+            layer, or a convolution of size 1 with strides); a layer; or `None`: x
+            itself, and an error where shapes change. Defaults to `"auto"`.
+        additive: bool, x + s f(x) in place of the above. Defaults to `False`.
+        gate: layer from the input to logits (batch, 1). Defaults to `None`: the mean
+            over positions, a hidden layer of 16 units with ReLU, and the logit.
+        cost: f's share of the network's FLOPs: a number >= 0, or `"auto"`, filled in by
+            a `DynamicModel` or by `kd.bind_costs(model)`. If nobody does it counts as
+            1, and training with a `cost_weight` warns. Defaults to `"auto"`.
+        data_format: `"channels_last"` or `"channels_first"`, for the built-in gate and
+            the projection. Defaults to that of `keras.config.image_data_format()`.
+        seed: int, of the noise. Defaults to `None`, a random one.
+
+    Call arguments:
+        inputs: one tensor, batch first. f and the gate see the mask that it carries.
+        mask: (batch, tokens) bool; by default the mask that the inputs carry.
+        training: bool, whether to run the dense road with the estimator.
+
+    Input shape:
+        What f takes.
+
+    Output shape:
+        What f gives, in the gate's compute dtype.
+
+    Raises:
+        ValueError: for a rate, weight or cost out of its range, an unknown estimator or
+            shortcut, a `rate_weight` without `target_rate`, an `initial_open_rate` for
+            a `gate` of one's own, f that changes shapes with `shortcut=None`, or a
+            gate that does not give (batch, 1).
+        TypeError: for what is no layer.
+
+    Example:
+
+    ```python
+    inputs = keras.Input((8, 8, 16))
+    block = keras.layers.Conv2D(16, 3, padding="same", activation="relu")
+    h = kd.SkipGate(block, target_rate=0.5, rate_weight=1.0, name="block_1")(inputs)
+    outputs = keras.layers.Dense(10)(keras.layers.GlobalAveragePooling2D()(h))
+    model = keras.Model(inputs, outputs)
+    model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    history = model.fit(np.ones((8, 8, 8, 16)), np.arange(8), verbose=0).history
+    print(history["block_1_open_rate"])
+    ```
+
+    Reference:
+        Veit and Belongie, "Convolutional Networks with Adaptive Inference Graphs", ECCV
+        2018 (the target rate, which they hold in sampled gates); Wang, Yu, Dou, Darrell
+        and Gonzalez, "SkipNet: Learning Dynamic Routing in Convolutional Networks",
+        ECCV 2018.
+    """
+
+    def __init__(
+        self,
+        layer,
+        estimator="gumbel_straight_through",
+        temperature=1.0,
+        target_rate=None,
+        rate_weight=0.0,
+        cost_weight=0.0,
+        initial_open_rate=_INITIAL_OPEN_RATE,
+        shortcut="auto",
+        additive=False,
+        gate=None,
+        cost="auto",
+        data_format=None,
+        seed=None,
+        **kwargs,
+    ):
+        super().__init__(temperature, estimator, seed, **kwargs)
+        self.layer = checked_layer("layer", layer)
+        self.target_rate = checked_rate("target_rate", target_rate, closed=True)
+        self.rate_weight = nonnegative("rate_weight", rate_weight)
+        self.cost_weight = nonnegative("cost_weight", cost_weight)
+        if self.rate_weight and target_rate is None:
+            raise ValueError(
+                "`rate_weight` needs a `target_rate`. Received: "
+                f"rate_weight={rate_weight}, target_rate=None."
+            )
+        self.initial_open_rate = checked_rate("initial_open_rate", initial_open_rate)
+        self.additive = bool(additive)
+        self.cost = cost if cost == "auto" else nonnegative("cost", cost)
+        self.data_format = data_format or keras.config.image_data_format()
+        self.shortcut = _checked_shortcut(shortcut)
+        self.gate = None if gate is None else checked_layer("gate", gate)
+        if gate is not None and initial_open_rate != _INITIAL_OPEN_RATE:
+            raise ValueError(
+                "`initial_open_rate` sets the bias of the built-in gate; set that of "
+                f"your own yourself. Received: initial_open_rate={initial_open_rate} "
+                f"with gate={gate}."
+            )
+        self._gate = self.gate or self._built_in_gate()
+        self._bypass = self.shortcut if isinstance(shortcut, keras.Layer) else None
+        self.current_cost = self.add_weight(
+            name="cost",
+            shape=(),
+            initializer=keras.initializers.Constant(1.0 if cost == "auto" else cost),
+            trainable=False,
+            dtype="float32",
+            autocast=False,
+        )
+        self._cost_known = cost != "auto"
+        self.supports_masking = True
+        self.supports_jit = True
+        collapse = self._collapse_warnings()
+        self._open_rate = ObservedMean(
+            f"{self.name}_open_rate", (0.0, 1.0), collapse, after=3
+        )
+        self._open_probability = ObservedMean(
+            f"{self.name}_open_probability", (0.01, 0.99), collapse
+        )
+
+    def build(self, input_shape):
+        if not isinstance(input_shape, (tuple, list)) or isinstance(
+            input_shape[0], (tuple, list)
+        ):
+            raise ValueError(
+                f"`inputs` must be one tensor. Received: shapes {input_shape}."
+            )
+        self._shape_of_sample = tuple(input_shape[1:])
+        spec = keras.KerasTensor((None, *self._shape_of_sample), self.compute_dtype)
+        logits = _spec_of(self._gate, spec)
+        if tuple(logits.shape[1:]) != (1,):
+            raise ValueError(
+                "`gate` must give one logit a sample, (batch, 1). Received: an output "
+                f"of shape {logits.shape} for an input of shape {tuple(input_shape)}."
+            )
+        output = _spec_of(self.layer, spec)
+        self._keeps_positions = spec.shape[1:2] == output.shape[1:2]
+        if isinstance(self.shortcut, keras.Layer):
+            bypassed = _spec_of(self.shortcut, spec)
+            check_shortcut(self.shortcut, bypassed.shape, output.shape)
+        else:
+            self._bypass = shortcut_of(
+                self.shortcut,
+                self.layer,
+                spec.shape,
+                output.shape,
+                self.data_format,
+                self.dtype_policy,
+            )
+
+    def call(self, inputs, mask=None, training=False):
+        mask = get_mask(inputs) if mask is None else mask
+        logits = self._logits(inputs, mask)
+        if training:
+            return self._dense(inputs, mask, logits)
+        return self._sparse(inputs, mask, logits)
+
+    def compute_mask(self, inputs, previous_mask):
+        if previous_mask is None or self._keeps_positions:
+            return previous_mask
+        return None
+
+    def compute_output_shape(self, input_shape):
+        return tuple(self.layer.compute_output_shape(input_shape))
+
+    def compute_output_spec(self, inputs, mask=None, training=False):
+        shape = (inputs.shape[0], *_spec_of(self.layer, inputs).shape[1:])
+        return keras.KerasTensor(shape, self.compute_dtype)
+
+    def bind_costs(self, shares):
+        """Fills in a cost of `"auto"`.
+
+        Args:
+            shares: list of one number, f's share of the network's FLOPs.
+        """
+        if self.cost == "auto":
+            self.current_cost.assign(shares[0])
+            self._cost_known = True
+
+    def get_config(self):
+        shortcut = self.shortcut
+        if isinstance(shortcut, keras.Layer):
+            shortcut = keras.saving.serialize_keras_object(shortcut)
+        return {
+            **super().get_config(),
+            "layer": keras.saving.serialize_keras_object(self.layer),
+            "target_rate": self.target_rate,
+            "rate_weight": self.rate_weight,
+            "cost_weight": self.cost_weight,
+            "initial_open_rate": self.initial_open_rate,
+            "shortcut": shortcut,
+            "additive": self.additive,
+            "gate": self.gate and keras.saving.serialize_keras_object(self.gate),
+            "cost": self.cost,
+            "data_format": self.data_format,
+        }
+
+    @classmethod
+    def from_config(cls, config):
+        config = dict(config)
+        for name in ("layer", "gate", "shortcut"):
+            if isinstance(config[name], dict):
+                config[name] = keras.saving.deserialize_keras_object(config[name])
+        return super().from_config(config)
+
+    @property
+    def bypass(self):
+        """What closed samples go through, a layer; None where they stay as they are."""
+        return self._bypass
+
+    @property
+    def decider(self):
+        """The gate, built in or the user's."""
+        return self._gate
+
+    def observe(self, record):
+        """Notes in the logs' metrics what it did when not training."""
+        self._open_rate.observe(record.opened, record.reached)
+        self._open_probability.observe(record.probability, record.reached)
+
+    @property
+    def weights_without_decay(self):
+        """The gate's weights, which a weight decay would drive to even odds."""
+        return list(self._gate.trainable_weights)
+
+    def _built_in_gate(self):
+        odds = self.initial_open_rate / (1.0 - self.initial_open_rate)
+        return PooledHead(
+            1,
+            pooling="average",
+            hidden_units=_HIDDEN_UNITS,
+            data_format=self.data_format,
+            # Every sample starts with the same odds.
+            kernel_initializer="zeros",
+            bias_initializer=keras.initializers.Constant(math.log(odds)),
+            dtype=self.dtype_policy,
+            name="gate",
+        )
+
+    def _logits(self, inputs, mask):
+        """(batch,) float32."""
+        logits = self._gate(set_mask(tf.identity(inputs), mask))
+        return ops.cast(logits[:, 0], "float32")
+
+    def _probability(self, logits):
+        """Of being open: with noise, or as the relaxed gate has it."""
+        tau = 1.0
+        if self.estimator not in estimators.SAMPLING_ESTIMATORS:
+            tau = ops.convert_to_tensor(self.current_temperature)
+        return estimators.binary(logits, "soft", tau)
+
+    def _run(self, inputs, mask):
+        # On a copy: the layer may take the mask off the tensor that it reads.
+        output = self.layer(set_mask(tf.identity(inputs), mask))
+        return tf.cast(output, self.compute_dtype)
+
+    def _pass_by(self, inputs):
+        if self._bypass is None:
+            return inputs
+        return tf.cast(self._bypass(inputs), self.compute_dtype)
+
+    def _dense(self, inputs, mask, logits):
+        """The whole batch through f, and the estimator's choice."""
+        chosen = self._binary(logits, training=True)
+        probability = self._probability(logits)
+        opened = tf.cast(logits > 0, tf.float32)
+        self._regularize(opened, probability)
+        self._open_rate.observe(opened, training=True)
+        self._open_probability.observe(probability, training=True)
+        output, bypass = self._run(inputs, mask), self._pass_by(inputs)
+        chosen = _per_sample(tf.cast(chosen, self.compute_dtype), output)
+        if self.additive:
+            return bypass + chosen * output
+        return chosen * output + (1 - chosen) * bypass
+
+    def _sparse(self, inputs, mask, logits):
+        """The open samples through f."""
+        opened, inner = logits > 0, []
+
+        def run(tensors):
+            with collecting() as records:
+                output = self._run(*tensors)
+            drop_losses(self.layer)
+            inner.extend(records)
+            return output, [v for record in records for v in record.vectors()]
+
+        if under_xla():
+            output, bypass = self._run(inputs, mask), self._pass_by(inputs)
+            drop_losses(self.layer)
+            if self.additive:
+                output += bypass
+            output = tf.where(_per_sample(opened, output), output, bypass)
+        else:
+            bypass = self._bypass and (lambda tensors: self._pass_by(tensors[0]))
+            output, notes = run_on_rows(
+                run, bypass, [inputs, mask], opened, adds=self.additive
+            )
+            notes = iter(notes)
+            inner = [r.with_vectors([next(notes) for _ in range(3)]) for r in inner]
+        own = GateRecord(
+            self,
+            tuple(inputs.shape[1:]),
+            tf.ones_like(logits),
+            tf.cast(opened, tf.float32),
+            self._probability(logits),
+        )
+        report([own, *inner])
+        output.set_shape([inputs.shape[0], *output.shape[1:]])
+        return output
+
+    def _regularize(self, opened, probability):
+        if self.rate_weight:
+            penalty = open_rate_penalty(opened, probability, self.target_rate)
+            self.add_loss(self.rate_weight * penalty)
+        if not self.cost_weight:
+            return
+        if not self._cost_known:
+            self._cost_known = True  # said once
+            warnings.warn(
+                f"Gate '{self.name}' counts with cost=1, since nobody filled in its "
+                "share of the network's FLOPs: call `kd.bind_costs(model)` before "
+                "`fit`, or give `cost=`.",
+                stacklevel=2,
+            )
+        cost = ops.convert_to_tensor(self.current_cost)
+        self.add_loss(self.cost_weight * expected_cost(probability[:, None], cost))
+
+    def _collapse_warnings(self):
+        message = (
+            f"Gate '{self.name}' is {{}} for every sample. A `target_rate` with its "
+            "`rate_weight`, another `initial_open_rate`, or another `cost_weight` may "
+            "help."
+        )
+        never = {"low": message.format("closed")}
+        if self.target_rate == 1.0:
+            return never
+        return {**never, "high": message.format("open")}
+
+
+def _per_sample(values, output):
+    """(batch,) values with the rank of the output."""
+    return tf.reshape(values, [-1] + [1] * (len(output.shape) - 1))
+
+
+def _spec_of(layer, inputs):
+    """The symbolic output of a layer, which is built by that."""
+    return layer(keras.KerasTensor(inputs.shape, inputs.dtype))
+
+
+def _checked_shortcut(value):
+    if isinstance(value, str) and value != "auto":
+        raise ValueError(
+            f"`shortcut` must be 'auto', a layer or None. Received: shortcut={value!r}."
+        )
+    if value is None or value == "auto":
+        return value
+    return checked_layer("shortcut", value)

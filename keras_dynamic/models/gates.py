@@ -1,0 +1,84 @@
+"""Gates in a graph: what their closed samples save, and what their layers cost."""
+
+import keras
+import tensorflow as tf
+from keras import tree
+
+from keras_dynamic._compat import layers_within
+from keras_dynamic.layers._gate_records import collecting
+from keras_dynamic.layers.skip_gate import SkipGate
+from keras_dynamic.models.flops_primitives import shape_of, with_batch_of_one
+from keras_dynamic.models.graph import run_steps
+from keras_dynamic.models.operation_flops import operation_flops
+
+__all__ = ["holds_gates", "layer_flops", "run_counted", "saved_flops"]
+
+
+def holds_gates(steps):
+    """Whether a `SkipGate` is among the steps' operations, or inside of one."""
+    for step in steps:
+        if isinstance(step.operation, keras.Layer):
+            inner = layers_within(step.operation)
+            if any(isinstance(layer, SkipGate) for layer in inner):
+                return True
+    return False
+
+
+def run_counted(steps, values, num_rows):
+    """Runs steps as `run_steps` does, and adds up what closed gates saved.
+
+    Args:
+        steps, values: as in `run_steps`.
+        num_rows: scalar, the rows that the steps run on.
+
+    Returns:
+        (rows,) float32, FLOPs not executed for each sample.
+    """
+    with collecting() as records:
+        run_steps(steps, values)
+    saved = tf.zeros([num_rows])
+    for record in records:
+        flops = saved_flops(record.gate, record.shape)
+        skipped = record.reached - record.opened
+        # A gate in a layer that folds other axes into the batch has other rows.
+        skipped = tf.cond(
+            tf.equal(tf.size(skipped), num_rows),
+            lambda skipped=skipped: skipped,
+            lambda: tf.zeros([num_rows]),
+        )
+        saved += float(flops) * tf.reshape(skipped, [num_rows])
+    return saved
+
+
+def saved_flops(gate, shape):
+    """FLOPs that a sample saves at a closed gate; 0 where they cannot be counted.
+
+    Args:
+        gate: a `SkipGate`.
+        shape: of its input, without the batch axis, all sizes known.
+    """
+    run = layer_flops(gate.layer, shape, gate.compute_dtype)
+    if run is None:
+        return 0
+    if gate.additive:
+        return run + _elements(gate.layer, shape, gate.compute_dtype)
+    if gate.bypass is None:
+        return run
+    return run - (layer_flops(gate.bypass, shape, gate.compute_dtype) or 0)
+
+
+def layer_flops(layer, shape, dtype):
+    """FLOPs of a layer on one sample of a known shape, None where they are unknown."""
+    with tf.init_scope():
+        inputs = keras.KerasTensor((1, *shape), dtype)
+        return operation_flops(layer, (inputs,), {}, _outputs(layer, inputs))
+
+
+def _outputs(layer, inputs):
+    outputs = tree.flatten(layer.compute_output_spec(inputs))
+    return [with_batch_of_one(tensor) for tensor in outputs]
+
+
+def _elements(layer, shape, dtype):
+    (output,) = _outputs(layer, keras.KerasTensor((1, *shape), dtype))
+    return tf.TensorShape(shape_of(output)).num_elements()
