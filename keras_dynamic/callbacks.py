@@ -4,6 +4,7 @@ import sys
 import warnings
 
 import keras
+import numpy as np
 
 from keras_dynamic._compat import layers_within
 from keras_dynamic.ops.estimators import check_temperature
@@ -18,7 +19,7 @@ class TemperatureSchedule(keras.callbacks.Callback):
     sees what inference will do. Layers that choose have a weight
     `current_temperature`; they are found wherever they are in the model, in nested
     models and in other layers too. Each epoch's last temperature is put into the logs
-    as `temperature`.
+    as `temperature`, and as `<layer>_temperature` for those that `layers` names.
 
     The callback keeps no count of its own, so that it may be deep-copied, as
     keras-tuner does, and training may be interrupted. Per epoch, the step is the number
@@ -82,6 +83,11 @@ class TemperatureSchedule(keras.callbacks.Callback):
                 "`layers` must be a list of names of layers, or None. Received: "
                 f"layers={layers!r}."
             )
+        if layers is not None and not list(layers):
+            raise ValueError(
+                "`layers` must name at least one layer; None means all. Received: "
+                "layers=[]."
+            )
         self.schedule = schedule
         self.update_freq = update_freq
         self.layers = None if layers is None else list(layers)
@@ -109,7 +115,9 @@ class TemperatureSchedule(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch, logs=None):
         if logs is not None and self._temperature is not None:
-            logs["temperature"] = self._temperature
+            logs.setdefault("temperature", self._temperature)
+            for name in self.layers or ():
+                logs[f"{name}_temperature"] = self._temperature
         if self.verbose:
             sys.stdout.write(f"\nEpoch {epoch + 1}: temperature {self._temperature}\n")
 
@@ -166,9 +174,15 @@ class TemperatureSchedule(keras.callbacks.Callback):
 
     def _set_temperature(self, step):
         value = self.schedule(step)
-        if keras.ops.is_tensor(value):
-            value = keras.ops.convert_to_numpy(value).item()
         unit = "step" if self.update_freq == "batch" else "epoch"
+        if keras.ops.is_tensor(value) or isinstance(value, np.ndarray):
+            array = keras.ops.convert_to_numpy(value)
+            if array.size != 1:
+                raise ValueError(
+                    f"`schedule` must give one number at {unit} {step}. Received: an "
+                    f"array of shape {array.shape}."
+                )
+            value = array.item()
         for layer in self._found:
             reinmax = getattr(layer, "estimator", None) == "reinmax"
             check_temperature(

@@ -82,6 +82,7 @@ LAZY_DOORS = {
 
 # (importer, imported): private helpers that stand on another private helper.
 HELPERS_OF_HELPERS = {
+    ("layers._exit_weights", "layers._selector"),
     ("layers._selector", "layers._checks"),
     ("layers._selector", "layers._choosing"),
 }

@@ -174,8 +174,8 @@ def build_report(
         temperatures: Sequence of E + 1 `TemperatureFit`.
         exit_index: Integer array of shape `(n,)`, in [0, E]: the exit taken.
         thresholds: Sequence of E numbers; `None` for a closed exit.
-        exit_costs: Sequence of E + 1 numbers, the cost of a row that leaves at each
-            exit, relative to the plain network.
+        exit_costs: E + 1 numbers, the cost of a row that leaves at each exit, relative
+            to the plain network; or an array `(n, E + 1)` where it differs by row.
         names: Sequence of E + 1 strings.
         rule: String, the name of the exit rule.
         goal: `(name, value)`, such as `("budget", 0.5)`, or `None`, the default.
@@ -214,7 +214,7 @@ def build_report(
     for name, values, length in (
         ("temperatures", temperatures, num_exits),
         ("thresholds", thresholds, num_exits - 1),
-        ("exit_costs", exit_costs, num_exits),
+        ("exit_costs", np.transpose(exit_costs), num_exits),
         ("names", names, num_exits),
     ):
         if len(values) != length:
@@ -230,6 +230,7 @@ def build_report(
     exit_index = _check_exit_index(exit_index, labels.size, num_exits)
     correct = np.stack([correct_rows(scores, labels) for scores, _ in checked], axis=1)
     exit_costs = np.asarray(exit_costs, dtype=np.float64)
+    exit_costs = np.broadcast_to(exit_costs, correct.shape)
     exits = tuple(
         _exit_report(
             scores=checked[number][0],
@@ -240,7 +241,7 @@ def build_report(
             fit=temperatures[number],
             name=names[number],
             threshold=thresholds[number] if number < num_exits - 1 else None,
-            relative_cost=float(exit_costs[number]),
+            relative_cost=_mean(exit_costs[:, number]),
         )
         for number in range(num_exits)
     )
@@ -251,7 +252,7 @@ def build_report(
         goal=None if goal is None else (goal[0], _python(goal[1])),
         final_accuracy=exits[-1].accuracy,
         dynamic_accuracy=_mean(correct[np.arange(labels.size), exit_index]),
-        mean_cost=_mean(exit_costs[exit_index]),
+        mean_cost=_mean(exit_costs[np.arange(labels.size), exit_index]),
         exit_rates=tuple(exit_report.exit_rate for exit_report in exits),
     )
 

@@ -70,7 +70,8 @@ class LayerwiseSelector(Selector):
         PooledHead(1, self.pooling, self.hidden_units, name="gate")
 
     def build(self, input_shape):
-        if not isinstance(input_shape, list) or not input_shape:
+        listed = isinstance(input_shape, (list, tuple)) and len(input_shape) > 0
+        if not listed or not isinstance(input_shape[0], (list, tuple)):
             raise ValueError(
                 "`inputs` must be the list of the early exits' features. Received: "
                 f"one input of shape {input_shape}."
@@ -102,8 +103,7 @@ class LayerwiseSelector(Selector):
         if training:
             self._regularize(self._soft(logits))
             return _compose(self._binary(logits, training=True))
-        hard = _compose(estimators.binary(logits, "straight_through"))
-        return carrying_soft(hard, self._soft(logits))
+        return carrying_soft(_first_stop(logits), self._soft(logits))
 
     def probabilities(self, features):
         """Soft weights, (batch, E + 1) float32: how probable each exit is."""
@@ -137,6 +137,19 @@ class LayerwiseSelector(Selector):
 
     def _soft(self, logits):
         return _compose(self.stopping_probabilities(logits))
+
+
+def _first_stop(logits):
+    """(batch, E) gate logits to one-hot weights: the first gate above 1/2.
+
+    A NaN among the gates up to there sends the sample to the last exit, as a walk does
+    that never sees the gates beyond.
+    """
+    last = logits.shape[-1]
+    stops = tf.argmax(tf.pad(logits > 0.0, [[0, 0], [0, 1]], constant_values=True), 1)
+    asked = tf.range(last, dtype=tf.int64) <= stops[:, None]
+    broken = tf.reduce_any(tf.math.is_nan(logits) & asked, axis=-1)
+    return tf.one_hot(tf.where(broken, tf.cast(last, tf.int64), stops), last + 1)
 
 
 def _compose(stopping):

@@ -20,6 +20,8 @@ __all__ = ["calibrate"]
 
 # The margin that a drop of accuracy must keep, against the optimism of having chosen.
 _STANDARD_ERRORS = 1.0
+# Searches for a budget that those keep who leave, where gates make costs differ.
+_ATTEMPTS = 8
 # Rows that the probe for mixed rows looks at.
 _PROBE_ROWS = 16
 
@@ -46,7 +48,7 @@ def calibrate(model, x, y, rule, budget, max_accuracy_drop, batch_size, steps):
             f"budget={budget}, max_accuracy_drop={max_accuracy_drop}."
         )
     kinds = model.road.kinds
-    outputs, labels, shares = _dense_answers(model, x, y, batch_size, steps)
+    outputs, labels, costs = _dense_answers(model, x, y, batch_size, steps)
     _check_probabilities(outputs, kinds, model.exit_names)
     logs = [
         log_probabilities(tf.constant(output), kind).numpy()
@@ -63,20 +65,16 @@ def calibrate(model, x, y, rule, budget, max_accuracy_drop, batch_size, steps):
         goal = ("budget", budget)
         if budget is None:
             goal = ("max_accuracy_drop", max_accuracy_drop)
-        rule = _with_chosen_thresholds(rule, scores, logs, labels, shares, dict([goal]))
+        rule = _with_chosen_thresholds(rule, scores, logs, labels, costs, goal)
     thresholds = rule.thresholds(num_early)
-    bound = rule.bind(tf.constant(thresholds))
-    leaves = [
-        np.asarray(who_leaves(bound, score, exit_index))
-        for exit_index, score in enumerate(scores)
-    ]
+    exit_index = _exits_under(rule, scores)
     report = calibration.build_report(
         log_probabilities=logs,
         labels=labels,
         temperatures=fits,
-        exit_index=calibration.exit_indices(leaves),
+        exit_index=exit_index,
         thresholds=rule.with_values(thresholds).threshold,
-        exit_costs=shares,
+        exit_costs=costs,
         names=model.exit_names,
         rule=type(rule).__name__,
         goal=goal,
@@ -88,8 +86,8 @@ def calibrate(model, x, y, rule, budget, max_accuracy_drop, batch_size, steps):
 
 
 def _dense_answers(model, x, y, batch_size, steps):
-    """(outputs, labels, shares) in one pass over the data: outputs of every exit, and
-    what it costs on average to leave there, over the plain network."""
+    """(outputs, labels, costs) in one pass over the data: outputs of every exit, and
+    (n, exits), what it costs a sample to leave there, over the plain network."""
     outputs, targets, broken, saved, costs = [], [], [], [], None
     flat = [leaf for leaf in tree.flatten(x) if leaf is not None]
     if all(getattr(leaf, "shape", (1,))[:1] == (0,) for leaf in flat):
@@ -138,8 +136,8 @@ def _dense_answers(model, x, y, batch_size, steps):
         )
     classes = max(outputs[-1].shape[-1], 2)
     labels = _class_numbers(np.concatenate(targets), classes)
-    saved = np.concatenate(saved).mean(axis=0, dtype="float64")
-    return outputs, labels, (np.array(costs.exits) - saved) / costs.reference
+    executed = np.array(costs.exits) - np.concatenate(saved).astype("float64")
+    return outputs, labels, executed / costs.reference
 
 
 def _check_probabilities(outputs, kinds, names):
@@ -232,8 +230,38 @@ def _scores(rule, outputs, kinds, temperatures):
     return scores
 
 
-def _with_chosen_thresholds(rule, scores, logs, labels, shares, goal):
-    """The rule with one threshold for each early exit, for the goal."""
+def _exits_under(rule, scores):
+    """(n,) exits taken for the scores at the early exits."""
+    bound = rule.bind(tf.constant(rule.thresholds(len(scores))))
+    leaves = [
+        np.asarray(who_leaves(bound, score, exit_index))
+        for exit_index, score in enumerate(scores)
+    ]
+    return calibration.exit_indices(leaves)
+
+
+def _with_chosen_thresholds(rule, scores, logs, labels, costs, goal):
+    """The rule with one threshold for each early exit, for the goal.
+
+    The search takes it that leaving at an exit costs every sample the same, its mean.
+    With gates before the exit that is so on average only, and those who leave there may
+    cost more: a budget is then lowered until what they cost keeps to it.
+    """
+    name, aim = goal
+    for _ in range(_ATTEMPTS):
+        chosen = _searched(rule, scores, logs, labels, costs.mean(axis=0), {name: aim})
+        if name != "budget":
+            break
+        taken = _exits_under(chosen, scores)
+        excess = float(np.mean(costs[np.arange(len(costs)), taken])) - goal[1]
+        if excess <= 1e-9:
+            break
+        aim -= excess
+    return chosen
+
+
+def _searched(rule, scores, logs, labels, shares, goal):
+    """The rule with the thresholds that `choose_thresholds` finds."""
     num_early = len(scores)
     columns, candidates = [], []
     for index in range(num_early):

@@ -215,11 +215,13 @@ class DynamicModel(keras.Model):
         self, x=None, y=None, y_pred=None, sample_weight=None, training=True
     ):
         y, y_pred = self.road.targets_and_outputs(y, y_pred)
+        sample_weight = self.road.sample_weights(sample_weight)
         return super().compute_loss(x, y, y_pred, sample_weight, training)
 
     def compute_metrics(self, x, y, y_pred, sample_weight=None):
         y, y_pred = self.road.targets_and_outputs(y, y_pred)
         _compat.rename_metrics_by_exit(self, y, y_pred, self.road.metric_prefixes)
+        sample_weight = self.road.sample_weights(sample_weight)
         return super().compute_metrics(x, y, y_pred, sample_weight)
 
     def predict_dynamic(

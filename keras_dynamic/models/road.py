@@ -1,12 +1,14 @@
 """What a model is cut into, and what is made from it on demand."""
 
 import dataclasses
+import warnings
 
 import keras
 import numpy as np
 import tensorflow as tf
 from keras import tree
 
+from keras_dynamic.layers._selector import Selector
 from keras_dynamic.models import rules
 from keras_dynamic.models.batch_axis import check_rows
 from keras_dynamic.models.costs import compute_costs, compute_selected_costs
@@ -126,8 +128,10 @@ class Road:
             "weighted_metrics": entries_of_final(weighted_metrics, names),
         }
         if self.plan is not None:
-            losses = losses and [*losses, None, final["loss"]]
-            weights = weights and [*weights, 1.0, 1.0]
+            self._check_mixture(losses)
+            # The loss of the answer selected is seen, that of the mixture trained.
+            losses = losses and [*losses, final["loss"], final["loss"]]
+            weights = weights and [*weights, 0.0, 1.0]
             metrics = with_derived(metrics, final["metrics"])
             weighted_metrics = with_derived(weighted_metrics, final["weighted_metrics"])
         return {
@@ -136,6 +140,19 @@ class Road:
             "metrics": metrics or [],  # None would leave those of the last `compile`
             "weighted_metrics": weighted_metrics,
         }
+
+    def _check_mixture(self, losses):
+        """Raises a ValueError where a selector could not be trained."""
+        if losses is None:
+            return
+        _ = self.kinds
+        if losses[-1] is None:
+            raise ValueError(
+                "`loss` must have an entry for the last exit, which is the loss of the "
+                "selector's mixture too. Received: None for "
+                f"'{self.heads[-1].name}'. To switch off the last exit's own, use "
+                "`loss_weights`."
+            )
 
     @property
     def metric_prefixes(self):
@@ -156,12 +173,36 @@ class Road:
             targets = [*targets, targets[-1], targets[-1]]
         return targets, [*outputs, *derived_outputs(outputs, weights, self.kinds)]
 
+    def sample_weights(self, weights):
+        """One weight an output, where they are given one for each exit."""
+        if self.plan is None or not isinstance(weights, (list, tuple)):
+            return weights
+        return [*weights, weights[-1], weights[-1]]
+
     def bind_selector_costs(self):
         """Fills in the costs of a selector with `exit_costs="auto"`."""
-        layer = self.plan.selector.operation
+        layer = self._selector_layer()
         if getattr(layer, "exit_costs", None) == "auto" and not self.open_sizes:
             costs = self.costs(rule=rules.Selected()).exits
             layer.bind_costs([cost / costs[-1] for cost in costs])
+
+    def _selector_layer(self):
+        """The layer that the weights come from; warns where others stand between."""
+        last = self.plan.selector.operation
+        if isinstance(last, Selector):
+            return last
+        steps = self.plan.prologue
+        found = [s.operation for s in steps if isinstance(s.operation, Selector)]
+        if not found:
+            return last
+        warnings.warn(
+            f"`selector` does not come straight from '{found[-1].name}' but through "
+            f"'{last.name}'. So its soft weights are not known when the model is "
+            "evaluated (the mixture is scored with the hard ones), and a "
+            "`LayerwiseSelector` decides in advance. Hand over what it gives.",
+            stacklevel=4,
+        )
+        return found[-1]
 
     def walk_under(self, rule, model):
         """The compiled walk and the thresholds of a rule.

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from keras_dynamic.layers._exit_weights import ExitWeights
 from keras_dynamic.layers.layerwise_selector import LayerwiseSelector
 from keras_dynamic.models.graph import Step, Value
 from keras_dynamic.models.segments import check_can_cross, needed_steps
@@ -70,11 +71,16 @@ def cut_for_selector(graph, weights):
     Raises:
         ValueError: as `cut_at_exits`, or for weights that no layer gives.
     """
-    selector = graph.producers().get(weights)
+    producers = graph.producers()
+    given = weights
+    selector = producers.get(given)
+    while selector is not None and isinstance(selector.operation, ExitWeights):
+        (given,) = selector.inputs
+        selector = producers.get(given)
     if selector is None:
         raise ValueError(
             "`selector` must be the weights that a layer gives. Received: the model's "
-            f"input '{weights.name}'."
+            f"input '{given.name}'."
         )
     layerwise = isinstance(selector.operation, LayerwiseSelector)
     exits, last = graph.outputs, len(graph.outputs) - 1

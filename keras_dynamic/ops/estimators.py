@@ -64,8 +64,9 @@ def categorical(
 
     Args:
         logits: (..., K, ...) unnormalized log-probabilities, any float type. A choice
-            with the logit -inf is never taken; a row with a NaN, or of -inf only,
-            answers NaN (at inference as well as in training).
+            with the logit -inf is never taken, one with inf always (several share
+            it); a row with a NaN, or of -inf only, answers NaN (at inference as well
+            as in training).
         estimator: one of `ESTIMATORS`.
         temperature: tau > 0, for `reinmax` >= 1: a number, or a tensor or variable
             that broadcasts to `logits`. See `check_temperature` for what happens
@@ -84,7 +85,8 @@ def categorical(
     """
     draws = training and estimator in SAMPLING_ESTIMATORS
     tau = check_temperature(temperature, estimator, asserting=training)
-    logits = _centered(_float32(logits), axis)
+    logits = _float32(logits)
+    logits = _centered(tf.where(logits > _HUGE, _HUGE, logits), axis)
     perturbed = logits
     if draws:
         perturbed = _centered(logits + _noise("Gumbel", logits, seed), axis)

@@ -28,9 +28,8 @@ def mean_entropy(probabilities):
 def divergence_from_prior(probabilities, prior, per_sample=False):
     """Kullback-Leibler divergence of the choices from a prior, in nats.
 
-    KL(p || prior) = sum_e p_e log(p_e / prior_e), where p is the mean over the batch;
-    under `tf.distribute` the mean over each replica's own part, whose divergences are
-    then averaged.
+    KL(p || prior) = sum_e p_e log(p_e / prior_e), where p is the mean over the batch,
+    under `tf.distribute` over the parts of it that all replicas have.
 
     Args:
         probabilities: (batch, choices).
@@ -43,7 +42,7 @@ def divergence_from_prior(probabilities, prior, per_sample=False):
     """
     probabilities = tf.cast(probabilities, tf.float32)
     if not per_sample:
-        probabilities = _mean(probabilities)[None]
+        probabilities = _mean_over_replicas(probabilities)[None]
     ratio = _log(probabilities) - tf.math.log(tf.cast(prior, tf.float32))
     return _mean(tf.reduce_sum(probabilities * ratio, axis=-1))
 
@@ -76,8 +75,8 @@ def open_rate_penalty(opened, probabilities, target):
     Returns:
         A float32 scalar.
     """
-    probability = _mean(tf.cast(probabilities, tf.float32))
-    rate = tf.stop_gradient(_mean(tf.cast(opened, tf.float32)))
+    probability = _mean_over_replicas(tf.cast(probabilities, tf.float32))
+    rate = tf.stop_gradient(_mean_over_replicas(tf.cast(opened, tf.float32)))
     rate += probability - tf.stop_gradient(probability)
     return tf.square(rate - target)
 
@@ -86,6 +85,20 @@ def _mean(values):
     """Over the samples; 0, not NaN, for a replica that got none."""
     count = tf.maximum(tf.shape(values)[0], 1)
     return tf.reduce_sum(values, axis=0) / tf.cast(count, tf.float32)
+
+
+def _mean_over_replicas(values):
+    """Over the samples of the whole batch, wherever they are.
+
+    What is no linear function of a mean has to be computed from the mean of all; terms
+    that are linear can be averaged afterwards, which Keras does.
+    """
+    context = tf.distribute.get_replica_context()
+    if context is None or context.num_replicas_in_sync == 1:
+        return _mean(values)
+    count = tf.cast(tf.shape(values)[0], tf.float32)
+    total, count = context.all_reduce("SUM", [tf.reduce_sum(values, axis=0), count])
+    return total / tf.maximum(count, 1.0)
 
 
 def _log(probabilities):

@@ -60,6 +60,8 @@ def test_large_logits_and_a_small_temperature(function, dtype, jit):
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("estimator", ESTIMATORS)
 def test_logits_may_be_infinite(estimator, training):
+    infinite = tf.constant([[0, np.inf, 1.0]])
+    assert categorical(infinite, estimator).numpy().tolist() == [[0, 1, 0]]
     logits = np.tile(np.array([0, -np.inf, 1], "float32"), (100, 1))
     answer, gradient = value_and_gradient(
         lambda x: categorical(x, estimator, 5.0, seed=SEED, training=training),
