@@ -73,6 +73,20 @@ class ChoosingLayer(keras.layers.Layer):
             training=training,
         )
 
+    def _soft(self, logits):
+        """Probabilities of one of K, float32: softmax(l / tau) without noise, and
+        softmax(l), which the draws follow, with it."""
+        return estimators.categorical(logits, "soft", self._own_temperature())
+
+    def _binary_probabilities(self, logits):
+        """The same for yes or no."""
+        return estimators.binary(logits, "soft", self._own_temperature())
+
+    def _own_temperature(self):
+        if self.estimator in estimators.SAMPLING_ESTIMATORS:
+            return 1.0
+        return keras.ops.convert_to_tensor(self.current_temperature)
+
     def get_config(self):
         return {
             **super().get_config(),

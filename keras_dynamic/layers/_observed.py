@@ -5,7 +5,7 @@ import warnings
 import keras
 import tensorflow as tf
 
-__all__ = ["ObservedMean"]
+__all__ = ["ObservedMean", "metrics_of_gate"]
 
 # So many samples have to agree before a mean is remarkable.
 _ENOUGH = 32
@@ -62,6 +62,26 @@ class ObservedMean(keras.metrics.Mean):
         self._streak = (side, length)
         if side in self._otherwise and length == self._after:
             warnings.warn(self._otherwise[side], stacklevel=3)
+
+
+def metrics_of_gate(name, may_always_open):
+    """(open rate, open probability) of a gate, which warn when it collapses.
+
+    Args:
+        name: of the gate.
+        may_always_open: whether that is what was asked for.
+    """
+    message = (
+        f"Gate '{name}' is {{}} for every sample. A `target_rate` with its "
+        "`rate_weight`, another `initial_open_rate`, or another `cost_weight` may help."
+    )
+    collapse = {"low": message.format("closed"), "high": message.format("open")}
+    if may_always_open:
+        del collapse["high"]
+    return (
+        ObservedMean(f"{name}_open_rate", (0.0, 1.0), collapse, after=3),
+        ObservedMean(f"{name}_open_probability", (0.01, 0.99), collapse),
+    )
 
 
 def _replica():

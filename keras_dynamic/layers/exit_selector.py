@@ -1,7 +1,6 @@
 """ExitSelector: features to the choice of an exit."""
 
 import keras
-from keras import ops
 
 from keras_dynamic.layers._pooled_head import PooledHead
 from keras_dynamic.layers._selector import Selector, carrying_soft
@@ -117,10 +116,3 @@ class ExitSelector(Selector):
 
     def compute_output_spec(self, inputs, mask=None, training=False):
         return keras.KerasTensor((inputs.shape[0], self.num_exits), dtype="float32")
-
-    def _soft(self, logits):
-        logits = ops.cast(logits, "float32")
-        tau = 1.0
-        if self.estimator not in estimators.SAMPLING_ESTIMATORS:
-            tau = ops.convert_to_tensor(self.current_temperature)
-        return estimators.categorical(logits, "soft", tau)

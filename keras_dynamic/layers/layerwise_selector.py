@@ -6,7 +6,6 @@ from keras import ops
 
 from keras_dynamic.layers._pooled_head import PooledHead
 from keras_dynamic.layers._selector import Selector, carrying_soft
-from keras_dynamic.ops import estimators
 
 __all__ = ["LayerwiseSelector"]
 
@@ -117,10 +116,7 @@ class LayerwiseSelector(Selector):
 
     def stopping_probabilities(self, logits):
         """Soft gates of any shape, float32: how probable it is to stop at each."""
-        tau = 1.0
-        if self.estimator not in estimators.SAMPLING_ESTIMATORS:
-            tau = ops.convert_to_tensor(self.current_temperature)
-        return estimators.binary(logits, "soft", tau)
+        return self._binary_probabilities(logits)
 
     def compute_output_shape(self, input_shape):
         return (input_shape[0][0], len(input_shape) + 1)

@@ -11,10 +11,9 @@ from keras_dynamic._compat import drop_losses, get_mask, set_mask, under_xla
 from keras_dynamic.layers._checks import checked_layer, checked_rate, nonnegative
 from keras_dynamic.layers._choosing import ChoosingLayer
 from keras_dynamic.layers._gate_records import GateRecord, collecting, report
-from keras_dynamic.layers._observed import ObservedMean
+from keras_dynamic.layers._observed import metrics_of_gate
 from keras_dynamic.layers._pooled_head import PooledHead
 from keras_dynamic.layers._shortcut import check_shortcut, shortcut_of
-from keras_dynamic.ops import estimators
 from keras_dynamic.ops.penalties import expected_cost, open_rate_penalty
 from keras_dynamic.ops.rows import run_on_rows
 
@@ -178,23 +177,16 @@ class SkipGate(ChoosingLayer):
         self._cost_known = cost != "auto"
         self.supports_masking = True
         self.supports_jit = True
-        collapse = self._collapse_warnings()
-        self._open_rate = ObservedMean(
-            f"{self.name}_open_rate", (0.0, 1.0), collapse, after=3
-        )
-        self._open_probability = ObservedMean(
-            f"{self.name}_open_probability", (0.01, 0.99), collapse
+        self._open_rate, self._open_probability = metrics_of_gate(
+            self.name, may_always_open=target_rate == 1.0
         )
 
     def build(self, input_shape):
-        if not isinstance(input_shape, (tuple, list)) or isinstance(
-            input_shape[0], (tuple, list)
-        ):
+        if not isinstance(input_shape[0], (int, type(None))):
             raise ValueError(
                 f"`inputs` must be one tensor. Received: shapes {input_shape}."
             )
-        self._shape_of_sample = tuple(input_shape[1:])
-        spec = keras.KerasTensor((None, *self._shape_of_sample), self.compute_dtype)
+        spec = keras.KerasTensor((None, *input_shape[1:]), self.compute_dtype)
         logits = _spec_of(self._gate, spec)
         if tuple(logits.shape[1:]) != (1,):
             raise ValueError(
@@ -310,13 +302,6 @@ class SkipGate(ChoosingLayer):
         logits = self._gate(set_mask(tf.identity(inputs), mask))
         return ops.cast(logits[:, 0], "float32")
 
-    def _probability(self, logits):
-        """Of being open: with noise, or as the relaxed gate has it."""
-        tau = 1.0
-        if self.estimator not in estimators.SAMPLING_ESTIMATORS:
-            tau = ops.convert_to_tensor(self.current_temperature)
-        return estimators.binary(logits, "soft", tau)
-
     def _run(self, inputs, mask):
         # On a copy: the layer may take the mask off the tensor that it reads.
         output = self.layer(set_mask(tf.identity(inputs), mask))
@@ -330,7 +315,7 @@ class SkipGate(ChoosingLayer):
     def _dense(self, inputs, mask, logits):
         """The whole batch through f, and the estimator's choice."""
         chosen = self._binary(logits, training=True)
-        probability = self._probability(logits)
+        probability = self._binary_probabilities(logits)
         opened = tf.cast(logits > 0, tf.float32)
         self._regularize(opened, probability)
         self._open_rate.observe(opened, training=True)
@@ -370,7 +355,7 @@ class SkipGate(ChoosingLayer):
             tuple(inputs.shape[1:]),
             tf.ones_like(logits),
             tf.cast(opened, tf.float32),
-            self._probability(logits),
+            self._binary_probabilities(logits),
         )
         report([own, *inner])
         output.set_shape([inputs.shape[0], *output.shape[1:]])
@@ -392,17 +377,6 @@ class SkipGate(ChoosingLayer):
             )
         cost = ops.convert_to_tensor(self.current_cost)
         self.add_loss(self.cost_weight * expected_cost(probability[:, None], cost))
-
-    def _collapse_warnings(self):
-        message = (
-            f"Gate '{self.name}' is {{}} for every sample. A `target_rate` with its "
-            "`rate_weight`, another `initial_open_rate`, or another `cost_weight` may "
-            "help."
-        )
-        never = {"low": message.format("closed")}
-        if self.target_rate == 1.0:
-            return never
-        return {**never, "high": message.format("open")}
 
 
 def _per_sample(values, output):
