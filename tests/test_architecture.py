@@ -42,6 +42,7 @@ ORDERED = {
         "graph",
         "flops_primitives",
         "flops_of_sequences",
+        "flops_of_choices",
         "flops_of_layers",
         "flops_of_ops",
         "flops_of_graphs",

@@ -6,10 +6,16 @@ import numbers
 import keras
 import numpy as np
 import tensorflow as tf
-from keras import tree
 
 from keras_dynamic._compat import get_mask, set_mask
 from keras_dynamic.layers._choosing import ChoosingLayer
+from keras_dynamic.layers._sub_layers import (
+    build_layer,
+    joint_mask,
+    output_shape,
+    run_layer,
+    run_without_losses,
+)
 from keras_dynamic.ops import estimators
 from keras_dynamic.ops.penalties import expected_cost, mean_entropy
 
@@ -175,18 +181,18 @@ class LayerChoice(ChoosingLayer):
             self._costs_known = True
 
     def build(self, input_shape):
-        specs = _specs(input_shape)
         shapes = []
         for layer in self.layers:
-            if not layer.built:
-                if type(layer).build is keras.layers.Layer.build:
-                    layer(specs)  # what it holds is built by what it calls
-                else:
-                    layer.build(input_shape)
-            shapes.append(_output_shape(layer, specs))
+            build_layer(layer, input_shape)
+            shapes.append(output_shape(layer, input_shape))
         for layer, name, shape in zip(
             self.layers, self.layer_names, shapes, strict=True
         ):
+            if shape is None:
+                raise ValueError(
+                    "`layers` must give one tensor each. Received: "
+                    f"'{name}' ({type(layer).__name__}), which gives several."
+                )
             if shape != shapes[0]:
                 first = self.layers[0]
                 raise ValueError(
@@ -202,17 +208,17 @@ class LayerChoice(ChoosingLayer):
         if training:
             self._regularize()
         weights = self._categorical(self.logits, training=training)
-        answers = [_run(layer, inputs, mask) for layer in self.layers]
+        answers = [run_layer(layer, inputs, mask) for layer in self.layers]
         answer = tf.add_n(
             [
                 tf.cast(weight, self.compute_dtype) * tf.cast(each, self.compute_dtype)
                 for weight, each in zip(tf.unstack(weights), answers, strict=True)
             ]
         )
-        return set_mask(answer, _joint_mask(answers))
+        return set_mask(answer, joint_mask(answers))
 
     def compute_output_shape(self, input_shape):
-        return _output_shape(self.layers[0], _specs(input_shape))
+        return output_shape(self.layers[0], input_shape)
 
     def compute_mask(self, inputs, previous_mask):
         return None  # the answer carries its own from `call`
@@ -268,13 +274,12 @@ class LayerChoice(ChoosingLayer):
 
         def branch(layer):
             def run():
-                answer = _run_without_losses(layer, inputs, mask)
+                answer = run_without_losses(layer, inputs, mask)
                 own = get_mask(answer)
                 masked.append(own is not None)
                 # Branches give the same number of tensors, with a mask or without.
-                return tf.cast(answer, self.compute_dtype), tf.constant(
-                    True
-                ) if own is None else own
+                own = tf.constant(True) if own is None else own
+                return tf.cast(answer, self.compute_dtype), own
 
             return run
 
@@ -283,55 +288,6 @@ class LayerChoice(ChoosingLayer):
             [branch(layer) for layer in self.layers],
         )
         return set_mask(answer, own if all(masked) else None)
-
-
-def _run(layer, inputs, mask):
-    if mask is not None:
-        # A copy for each: attention takes the mask off the tensor that it reads.
-        inputs = tree.map_structure(
-            lambda tensor, own: set_mask(tf.identity(tensor), own), inputs, mask
-        )
-    return layer(inputs)
-
-
-def _run_without_losses(layer, inputs, mask):
-    """Runs a layer and drops the losses that it adds.
-
-    A loss from a branch cannot be read outside of it. Assignments are kept: metrics,
-    the states of recurrent layers.
-    """
-    with keras.StatelessScope() as scope:
-        answer = _run(layer, inputs, mask)
-    for variable in layer.variables:
-        value = scope.get_current_value(variable)
-        if value is not None:
-            variable.assign(value)
-    return answer
-
-
-def _joint_mask(answers):
-    """The positions that all answers keep; None if one of them has no mask."""
-    first, *others = masks = [get_mask(answer) for answer in answers]
-    if any(mask is None for mask in masks):
-        return None
-    for mask in others:
-        if mask is not first:
-            first = tf.logical_and(first, mask)
-    return first
-
-
-def _specs(input_shape):
-    return tree.map_shape_structure(keras.KerasTensor, input_shape)
-
-
-def _output_shape(layer, specs):
-    outputs = layer.compute_output_spec(specs)
-    if not isinstance(outputs, keras.KerasTensor):
-        raise ValueError(
-            "`layers` must give one tensor each. Received: layer "
-            f"'{layer.name}' ({type(layer).__name__}), which gives {outputs}."
-        )
-    return tuple(outputs.shape)
 
 
 def _checked_layers(layers):

@@ -15,6 +15,8 @@ Conventions, TensorFlow's profiler followed wherever it counts:
   into scale and shift), rescaling and feature-wise normalization 2, layer and
   group normalization 5 and 1 each for scale and center, RMS 4, unit length 3;
 - interpolation is 2 for each point used: bilinear 8, bicubic 32, nearest 0;
+- a choice of layers costs its winner where only that is run, else all of them, and
+  one less than twice their number for each element of the mixture;
 - data movement is 0: reshapes, transposes, slices, concatenation, padding, lookups
   and embeddings, casts, choices by a mask, Boolean and bit logic, arithmetic on
   integers inside a traced graph; so are layers that do nothing at inference:
