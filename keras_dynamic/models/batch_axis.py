@@ -148,7 +148,7 @@ def _check_choice(step, shapes):
                 _check_choice(inner, shapes)
             else:
                 _check_layer(inner)
-            if not _is_known(layer):
+            if not _is_known(layer) or _loses_batch(inner):
                 _locate_batch(inner, shapes)
         if not all(value.batched for value in outputs):
             raise ValueError(
