@@ -261,8 +261,8 @@ class LayerChoice(ChoosingLayer):
         if self.cost_weight:
             if not self._costs_known:
                 raise RuntimeError(
-                    f"Layer '{self.name}' has `costs='auto'`, and nobody filled them "
-                    "in: `kd.bind_costs(model)` fills it in. Or give them as a list."
+                    f"Layer '{self.name}' has `costs='auto'` that nobody filled in: "
+                    "`kd.bind_costs(model)` fills it in. Or give the costs as a list."
                 )
             costs = keras.ops.convert_to_tensor(self.current_costs)
             cost = expected_cost(self._soft()[None], costs)

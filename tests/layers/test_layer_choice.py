@@ -10,7 +10,7 @@ import keras_dynamic as kd
 from keras_dynamic._compat import get_mask
 from keras_dynamic.layers.layer_choice import LayerChoice
 from keras_dynamic.ops.estimators import ESTIMATORS, HARD_ESTIMATORS
-from tests.layers.checks import check_layer
+from tests.layers.checks import check_layer, two_replicas
 
 RELAXED = tuple(name for name in ESTIMATORS if name not in HARD_ESTIMATORS)
 # softmax of their logarithms: 1/8, 2/8, 5/8.
@@ -93,7 +93,8 @@ def test_is_its_only_layer(estimator):
     plain, expected = fitted(dense(), x, y, epochs=3)
     model, history = fitted(LayerChoice([dense()], estimator), x, y, epochs=3)
     np.testing.assert_allclose(history["loss"], expected["loss"], rtol=1e-5)
-    np.testing.assert_allclose(model(x), plain(x), rtol=1e-5, atol=1e-6)
+    answers = [each.predict(x, verbose=0) for each in (model, plain)]
+    np.testing.assert_allclose(*answers, rtol=1e-5, atol=1e-6)
 
 
 # The mixture, and the winner
@@ -375,6 +376,20 @@ def test_recurrent_state_is_kept():
     assert choice(x)[0, 0, 0] == 1
     call = tf.function(choice)
     assert [float(call(x)[0, 0, 0]) for _ in range(2)] == [2, 3]
+
+
+def test_a_hard_choice_on_two_replicas_and_exported(tmp_path):
+    x = normal(8, 4)
+    with two_replicas().scope():
+        choice = LayerChoice([layers.BatchNormalization(), *scalings(3)], "reinmax")
+        model = keras.Sequential([keras.Input((4,)), choice])
+        model.compile("sgd", "mse")
+    model.fit(x, x, verbose=0)
+    choice.logits.assign([0, 1])
+    assert model.evaluate(x, 3 * x, verbose=0) == pytest.approx(0)
+    model.export(tmp_path / "model", verbose=False)
+    served = tf.saved_model.load(tmp_path / "model")
+    np.testing.assert_allclose(served.serve(x), 3 * x, rtol=1e-6)
 
 
 # Masks
