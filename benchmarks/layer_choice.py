@@ -34,7 +34,7 @@ from keras import layers
 import keras_dynamic as kd
 
 LENGTH, LAG, CHANNELS = 32, 3, 8
-SAMPLES, TEST, BATCH, EPOCHS, RATE = 4000, 2000, 100, 20, 0.01
+SAMPLES, TEST, BATCH, EPOCHS, RATE = 4000, 2000, 100, 15, 0.01
 RIGHT = f"dilation_{LAG}"
 
 

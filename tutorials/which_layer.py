@@ -144,9 +144,9 @@ def report(name, model):
 fit("soft, joint", network())
 
 # %% [markdown]
-# The right layer wins, but nothing forces the mixture to decide: with its weights made
-# larger, a layer does its work at a small probability as well. What the winner is worth
-# without the others is then a matter of luck.
+# The right layer wins, but nothing makes the mixture decide: a layer with larger weights
+# does its work at a small probability as well. The layers after the choice then rely on
+# the sum, and the winner alone may be worth little.
 #
 # ## Two levels
 #
@@ -225,8 +225,29 @@ for axis, (title, values) in zip(axes, recorded.items(), strict=True):
     for index, name in enumerate(names):
         curve = [value[index] for value in values]
         axis.plot(curve, color=COLORS[index], linestyle=LINES[index], label=name)
-    axis.set(title=title, xlabel="epoch", ylim=(0, 1))
+    axis.set(title=title, xlabel="epoch", ylim=(0, 1.02))
     axis.grid(alpha=0.3)
 axes[0].set_ylabel("probability at the epoch's start")
 axes[0].legend(fontsize=8)
 figure.savefig("layer_choice.png", dpi=150)
+
+# %% [markdown]
+# - *Soft, joint* finds the right layer and stays undecided; the winner alone is no better
+#   than a coin, although the mixture is right nearly always.
+# - *On two levels* and with the entropy term, the same estimator decides, and the winner
+#   does without the others. Either helps: here they are not told apart.
+# - *Gumbel-Softmax that cools* decides by itself.
+# - *Gumbel straight-through* is on its way, and turns away again. Its gradient says what
+#   a small share of another layer would change, from the answer of the one that was
+#   drawn; it is biased where the network after the choice is not linear. Whether that is
+#   what happened here was not examined.
+#
+# One seed says little: `benchmarks/layer_choice.py` in the repository repeats this for
+# ten.
+#
+# ## What to try next
+#
+# - `costs=[...]` with a `cost_weight`: a layer has to be worth its cost.
+# - `keras.layers.Identity()` among the layers lets the network decide how deep it is.
+# - Sub-layers may be models: blocks of several layers.
+# - With a hard estimator, `predict` runs the winner only, without any further step.
