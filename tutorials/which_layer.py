@@ -144,9 +144,9 @@ def report(name, model):
 fit("soft, joint", network())
 
 # %% [markdown]
-# The right layer wins, but nothing makes the mixture decide: a layer with larger weights
-# does its work at a small probability as well. The layers after the choice then rely on
-# the sum, and the winner alone may be worth little.
+# The right layer wins, but nothing makes the mixture decide: a layer with larger
+# weights does its work at a small probability as well. The layers after the choice then
+# rely on the sum, and the winner alone may be worth little.
 #
 # ## Two levels
 #
@@ -232,15 +232,14 @@ axes[0].legend(fontsize=8)
 figure.savefig("layer_choice.png", dpi=150)
 
 # %% [markdown]
-# - *Soft, joint* finds the right layer and stays undecided; the winner alone is no better
-#   than a coin, although the mixture is right nearly always.
-# - *On two levels* and with the entropy term, the same estimator decides, and the winner
-#   does without the others. Either helps: here they are not told apart.
-# - *Gumbel-Softmax that cools* decides by itself.
-# - *Gumbel straight-through* is on its way, and turns away again. Its gradient says what
-#   a small share of another layer would change, from the answer of the one that was
-#   drawn; it is biased where the network after the choice is not linear. Whether that is
-#   what happened here was not examined.
+# - *Soft, joint* finds the right layer and stays undecided; the winner alone is hardly
+#   better than a coin, although the mixture is nearly always right.
+# - *On two levels* and with the entropy term, the same estimator decides, and the
+#   winner does without the others. (Which of the two does it, this does not tell.)
+# - *Gumbel-Softmax* that cools decides by itself.
+# - *Gumbel straight-through* is on its way, and turns away again. Its gradient is taken
+#   at the answer of the layer that was drawn, and is biased where the network after the
+#   choice is not linear. Whether that is what happened here was not examined.
 #
 # One seed says little: `benchmarks/layer_choice.py` in the repository repeats this for
 # ten.
