@@ -39,7 +39,8 @@ def run_layer(layer, inputs, mask):
     It also gets the value of `training` that the layer around it was called with.
     """
     if mask is not None:
-        # A copy for each: attention takes the mask off the tensor that it reads.
+        # A copy, since attention takes the mask off the tensor that it reads; the
+        # caller's keeps its own.
         inputs = tree.map_structure(
             lambda tensor, own: set_mask(tf.identity(tensor), own), inputs, mask
         )

@@ -464,21 +464,31 @@ def test_masks_that_differ_are_joined():
     assert get_mask(answer).numpy().tolist() == [[False, False, True]]
 
 
-def test_attention_leaves_the_mask_to_the_others():
+def test_callers_tensor_keeps_its_mask():
     class SelfAttention(layers.Layer):
         def __init__(self):
             super().__init__()
-            self.attention = layers.Attention()
             self.supports_masking = True
+            self.attention = layers.MultiHeadAttention(1, 1, kernel_initializer="ones")
+
+        def build(self, input_shape):
+            self.attention.build(input_shape, input_shape)
 
         def call(self, inputs):
-            return self.attention([inputs, inputs])
+            return self.attention(inputs, inputs)
 
     sums = MaskedSum()
     sums.supports_masking = True
-    answer, _ = answer_and_mask(LayerChoice([SelfAttention(), sums]), True)
-    # Attention to ones gives 1; half of it and half of the sums.
-    np.testing.assert_allclose(answer[:, 0, 0], [2.5, 1.5])
+    choice = LayerChoice([SelfAttention(), sums])
+    masked = layers.Masking(0.0)(tf.constant(TOKENS, "float32"))
+    choice(masked)
+    assert get_mask(masked).numpy().tolist() == KEPT
+    unmasked = tf.constant(TOKENS + 1, "float32")
+    answer = choice(unmasked, mask=tf.constant(KEPT))
+    assert get_mask(unmasked) is None
+    # Kept tokens are 2, and so is what attention gives; half of it and of the sums, 4
+    # and 2 times 2.
+    np.testing.assert_allclose(answer[:, 0, 0], [5, 3])
 
 
 # Kinds of sub-layers

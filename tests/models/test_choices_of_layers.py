@@ -133,6 +133,24 @@ def test_masks_made_inside_go_on():
     np.testing.assert_allclose(prediction.outputs, expected, atol=1e-6)
 
 
+def test_masks_made_inside_are_seen_in_the_order_of_keras():
+    inputs = keras.Input((4, 1))
+    hidden = kd.LayerChoice([layers.Masking(0.0)])(inputs)
+    # Keras calls it before the early head, and it takes the mask off `hidden`.
+    attended = layers.MultiHeadAttention(1, 2)(hidden, hidden)
+    outputs = [
+        layers.Dense(2, "softmax")(layers.GlobalAveragePooling1D()(each))
+        for each in (hidden, layers.Dense(2)(attended))
+    ]
+    model = kd.DynamicModel(inputs, outputs)
+    x = np.array([[[1.0], [2], [0], [0]], [[1], [1], [1], [5]]])
+    rule = kd.rules.MaxProbability(0.0)
+    prediction = model.predict_dynamic(x, rule=rule, verbose=0)
+    assert prediction.exit_index.tolist() == [0, 0]
+    expected = model.predict(x, verbose=0)[0]
+    np.testing.assert_allclose(prediction.outputs, expected, atol=1e-6)
+
+
 def over_the_batch():
     inputs = keras.Input((4,))
     return keras.Model(inputs, keras.ops.softmax(inputs, axis=0))
