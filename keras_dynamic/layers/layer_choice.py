@@ -43,10 +43,11 @@ class LayerChoice(ChoosingLayer):
     answer is cast. With a single sub-layer the layer computes what that one does.
 
     Two regularizers, each with its weight, are added by `add_loss` in training. With
-    p = softmax(l / tau), whatever the estimator: the entropy of p in nats (small
-    means decided), and the expected cost sum_e p_e o_e. Losses that the sub-layers
-    add themselves are added as they are; where a hard estimator is used, in training
-    only. (Regularizers of their weights count as in any Keras model.)
+    p = softmax(l / tau), whatever the estimator (draws follow softmax(l)): the
+    entropy of p in nats (small means decided), and the expected cost sum_e p_e o_e.
+    Losses that the sub-layers add themselves are added as they are; with a hard
+    estimator, in training only. (Regularizers of their weights count as in any Keras
+    model.)
 
     `training` and masks are handed to the sub-layers. The output has a mask if every
     sub-layer's answer has one: the positions that all of them keep; of the winner
