@@ -33,6 +33,7 @@ from keras_dynamic import calibration, callbacks  # noqa: E402
 from keras_dynamic.layers.early_exit import EarlyExit  # noqa: E402
 from keras_dynamic.layers.exit_selector import ExitSelector  # noqa: E402
 from keras_dynamic.layers.gumbel_softmax import GumbelSoftmax  # noqa: E402
+from keras_dynamic.layers.layer_choice import LayerChoice  # noqa: E402
 from keras_dynamic.layers.layerwise_selector import LayerwiseSelector  # noqa: E402
 from keras_dynamic.models import rules  # noqa: E402
 from keras_dynamic.models.dynamic_model import DynamicModel  # noqa: E402
@@ -47,6 +48,7 @@ __all__ = [
     "EarlyExit",
     "ExitSelector",
     "GumbelSoftmax",
+    "LayerChoice",
     "LayerwiseSelector",
     "calibration",
     "callbacks",

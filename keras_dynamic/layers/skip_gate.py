@@ -20,6 +20,8 @@ from keras_dynamic.ops.rows import run_on_rows
 __all__ = ["SkipGate"]
 
 _HIDDEN_UNITS = 16
+# A cost that nobody filled in.
+_UNKNOWN = -1.0
 _INITIAL_OPEN_RATE = 0.9
 
 
@@ -169,7 +171,9 @@ class SkipGate(ChoosingLayer):
         self.current_cost = self.add_weight(
             name="cost",
             shape=(),
-            initializer=keras.initializers.Constant(1.0 if cost == "auto" else cost),
+            initializer=keras.initializers.Constant(
+                _UNKNOWN if cost == "auto" else cost
+            ),
             trainable=False,
             dtype="float32",
             autocast=False,
@@ -236,6 +240,11 @@ class SkipGate(ChoosingLayer):
         if self.cost == "auto":
             self.current_cost.assign(shares[0])
             self._cost_known = True
+
+    def load_own_variables(self, store):
+        super().load_own_variables(store)
+        if self.cost == "auto":  # it may have been filled in before saving
+            self._cost_known = float(self.current_cost) != _UNKNOWN
 
     def get_config(self):
         shortcut = self.shortcut
@@ -368,14 +377,13 @@ class SkipGate(ChoosingLayer):
         if not self.cost_weight:
             return
         if not self._cost_known:
-            self._cost_known = True  # said once
             warnings.warn(
                 f"Gate '{self.name}' counts with cost=1, since nobody filled in its "
                 "share of the network's FLOPs: call `kd.bind_costs(model)` before "
                 "`fit`, or give `cost=`.",
                 stacklevel=2,
             )
-        cost = ops.convert_to_tensor(self.current_cost)
+        cost = ops.convert_to_tensor(self.current_cost if self._cost_known else 1.0)
         self.add_loss(self.cost_weight * expected_cost(probability[:, None], cost))
 
 

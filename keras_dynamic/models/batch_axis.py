@@ -11,10 +11,15 @@ import numpy as np
 import tensorflow as tf
 from keras import tree
 
-from keras_dynamic.models.graph import Value, infer_step
+from keras_dynamic._compat import functional_of
+from keras_dynamic.layers.layer_choice import LayerChoice
+from keras_dynamic.layers.skip_gate import SkipGate
+from keras_dynamic.models.graph import Step, Value, build_graph, infer_step
 
 __all__ = ["check_rows", "same_rows"]
 
+# Layers that hold others and run some of them.
+_HOLDING_LAYERS = (LayerChoice, SkipGate)
 # A batch size that no real dimension is likely to be a multiple of: where it turns
 # up in an output's shape, there is the batch.
 _TELLTALE_BATCH = 7919
@@ -45,7 +50,9 @@ def check_rows(graph):
         orderly = all(value.batched for value in carrying)
         if orderly and not is_layer and not step.glue:
             _check_operation(step)
-        if is_layer:
+        if isinstance(step.operation, _HOLDING_LAYERS):
+            _check_held(step, shapes)
+        elif is_layer:
             _check_layer(step)
         trusted = step.glue or not is_layer or _is_known(step.operation)
         if not (orderly and trusted) or _loses_batch(step):
@@ -126,6 +133,39 @@ def _check_layer(step):
         )
     if _is_known(layer):
         _check_axis(step)
+
+
+def _check_held(step, shapes):
+    """Asks of every layer that may be chosen what is asked of a layer by itself."""
+    given = step.args[:1] or (step.kwargs["inputs"],)
+    for layer in _held(step.operation):
+        functional = functional_of(layer)
+        if functional is not None:
+            graph = build_graph(functional)
+            check_rows(graph)
+            outputs = graph.outputs
+        else:
+            outputs = tuple(Value(layer.name, value.spec) for value in step.outputs)
+            inner = Step(layer, given, {}, outputs)
+            if isinstance(layer, _HOLDING_LAYERS):
+                _check_held(inner, shapes)
+            else:
+                _check_layer(inner)
+            if not _is_known(layer) or _loses_batch(inner):
+                _locate_batch(inner, shapes)
+        if not all(value.batched for value in outputs):
+            raise ValueError(
+                f"Layer '{layer.name}', of which '{step.name}' has the choice, does "
+                "not leave the batch on axis 0, so samples cannot leave the batch one "
+                "by one."
+            )
+
+
+def _held(layer):
+    """The layers inside of one that runs some of them."""
+    if isinstance(layer, LayerChoice):
+        return layer.layers
+    return [layer.layer] if layer.bypass is None else [layer.layer, layer.bypass]
 
 
 def _check_axis(step):

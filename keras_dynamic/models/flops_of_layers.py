@@ -2,11 +2,12 @@
 
 A formula takes the layer and its `Call` and returns an int, or None where it does
 not cover what the layer is asked to do. The conventions stand in
-`operation_flops`. Attention and recurrence have files of their own.
+`operation_flops`. Attention, recurrence and choices have files of their own.
 """
 
 from keras import layers
 
+from keras_dynamic.models.flops_of_choices import CHOICE_FORMULAS
 from keras_dynamic.models.flops_of_sequences import SEQUENCE_FORMULAS
 from keras_dynamic.models.flops_primitives import (
     convolution_flops,
@@ -219,4 +220,4 @@ LAYER_FORMULAS = {
     getattr(layers, name): formula
     for names, formula in (_FORMULAS | SEQUENCE_FORMULAS).items()
     for name in names.split()
-}
+} | CHOICE_FORMULAS

@@ -15,6 +15,10 @@ Conventions, TensorFlow's profiler followed wherever it counts:
   into scale and shift), rescaling and feature-wise normalization 2, layer and
   group normalization 5 and 1 each for scale and center, RMS 4, unit length 3;
 - interpolation is 2 for each point used: bilinear 8, bicubic 32, nearest 0;
+- a choice of layers costs its winner where only that is run, else all of them, and
+  one less than twice their number for each element of the mixture;
+- a gated layer costs its gate and the layer, as if all samples were open; what closed
+  ones save is counted as they pass;
 - data movement is 0: reshapes, transposes, slices, concatenation, padding, lookups
   and embeddings, casts, choices by a mask, Boolean and bit logic, arithmetic on
   integers inside a traced graph; so are layers that do nothing at inference:
@@ -32,7 +36,6 @@ import keras
 from keras import tree
 
 from keras_dynamic._compat import functional_of
-from keras_dynamic.models.flops_of_gates import GATE_FORMULAS
 from keras_dynamic.models.flops_of_graphs import graph_flops
 from keras_dynamic.models.flops_of_layers import LAYER_FORMULAS
 from keras_dynamic.models.flops_of_ops import ops_formula
@@ -45,9 +48,6 @@ from keras_dynamic.models.flops_primitives import (
 from keras_dynamic.models.graph import Value, build_graph, infer_step
 
 __all__ = ["operation_flops"]
-
-# Formula by layer class.
-_FORMULAS = {**LAYER_FORMULAS, **GATE_FORMULAS}
 
 # What a subclass may redefine and still compute what its parent computes.
 _HARMLESS = frozenset(
@@ -125,9 +125,9 @@ def _formula(operation):
         return ops_formula(operation)
     redefined = set()
     for cls in type(operation).__mro__:
-        if cls in _FORMULAS:
+        if cls in LAYER_FORMULAS:
             inherits = not any(hasattr(cls, name) for name in redefined)
-            return _FORMULAS[cls] if inherits else None
+            return LAYER_FORMULAS[cls] if inherits else None
         redefined |= {
             name
             for name in vars(cls).keys() - _HARMLESS

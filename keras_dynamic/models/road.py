@@ -9,10 +9,12 @@ import tensorflow as tf
 from keras import tree
 
 from keras_dynamic.layers._selector import Selector
+from keras_dynamic.layers.layer_choice import LayerChoice
 from keras_dynamic.models import rules
 from keras_dynamic.models.batch_axis import check_rows
 from keras_dynamic.models.costs import compute_costs, compute_selected_costs
 from keras_dynamic.models.engine import Walk
+from keras_dynamic.models.flops_of_choices import winners
 from keras_dynamic.models.gates import holds_gates, run_counted
 from keras_dynamic.models.graph import build_graph, find_masks, run_steps
 from keras_dynamic.models.heads import check_against_loss, describe_head
@@ -280,7 +282,9 @@ class Road:
                 every head that is passed. Defaults to `None`, the latter.
         """
         plan = self.plan if isinstance(rule, rules.Selected) else None
-        key = (input_shapes, plan is None)
+        # A choice of layers costs what its winner costs, which training may change.
+        choosing = winners(step.operation for step in self._graph.steps)
+        key = (input_shapes, plan is None, choosing)
         if key not in self._costs:
             if plan is None:
                 counted = compute_costs(self._graph, self.segments, input_shapes)
@@ -308,7 +312,7 @@ def _may_have_masks(graph):
         layer = step.operation
         if isinstance(layer, keras.layers.Layer) and (
             getattr(layer, "mask_zero", False)
-            or isinstance(layer, keras.layers.Masking)
+            or isinstance(layer, (keras.layers.Masking, LayerChoice))
             or not type(layer).__module__.startswith(("keras.", "keras_dynamic."))
         ):
             return True
