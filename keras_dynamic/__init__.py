@@ -30,6 +30,7 @@ def _check_backend():
 _check_backend()
 
 from keras_dynamic import calibration, callbacks  # noqa: E402
+from keras_dynamic.layers.blended_activation import BlendedActivation  # noqa: E402
 from keras_dynamic.layers.early_exit import EarlyExit  # noqa: E402
 from keras_dynamic.layers.exit_selector import ExitSelector  # noqa: E402
 from keras_dynamic.layers.gumbel_softmax import GumbelSoftmax  # noqa: E402
@@ -42,6 +43,7 @@ from keras_dynamic.models.surgery import strip_exits  # noqa: E402
 __version__ = "0.1.0"
 
 __all__ = [
+    "BlendedActivation",
     "DynamicModel",
     "DynamicPrediction",
     "EarlyExit",
