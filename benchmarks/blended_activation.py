@@ -134,7 +134,8 @@ def draw(weights, file):
         names = [f"conv {number + 1}" for number in range(len(positions) - 1)]
         axis.set_xticks(positions, [*names, "dense"])
         axis.set(title=contender, ylabel="weight in the blend")
-    axes[0].legend()
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right center")
     figure.suptitle("Mean over the seeds, with range; the dashed line is the start")
     figure.savefig(file, dpi=150)
 

@@ -182,15 +182,20 @@ def test_functions_of_one_name_are_numbered():
         return tf.minimum(x, 0)
 
     layer = built([1.0, -1.0], ["relu", relu], constraint="unrestricted")
-    assert layer.blend() == {"relu": 1.0, "relu_2": -1.0}
+    assert repr(layer.blend()) == "{'relu': 1.0, 'relu_2': -1.0}"  # plain floats
     np.testing.assert_allclose(layer(np.float32([[-2, 3]])), [[2, 3]])
 
 
-def test_integers_are_activated_too():
-    layer = BlendedActivation(["tanh", "relu"])
-    np.testing.assert_allclose(
-        layer(np.array([[1, -1]])), [[(np.tanh(1) + 1) / 2, -np.tanh(1) / 2]], 1e-6
+@pytest.mark.parametrize("shared_axes", [None, []])
+def test_integers_are_activated_too(shared_axes):
+    x = np.array([[1, -1]])
+    layer = BlendedActivation([tf.nn.tanh, "relu"], shared_axes=shared_axes)
+    expected = [[(np.tanh(1) + 1) / 2, -np.tanh(1) / 2]]
+    np.testing.assert_allclose(layer(x), expected, 1e-6)
+    layer = BlendedActivation(
+        [tf.nn.tanh, "relu"], shared_axes=shared_axes, estimator="reinmax"
     )
+    np.testing.assert_allclose(layer(x), np.tanh(x), 1e-6)
 
 
 # How it starts
