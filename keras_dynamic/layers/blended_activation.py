@@ -38,10 +38,11 @@ class BlendedActivation(ChoosingLayer):
     - `"absolute_normalized"`: a_e = w_e / sum_k |w_k|;
     - `"positive"`: a_e = p_e / sum_k p_k with p = max(w, 0).
 
-    A denominator of less than 0.001 is replaced by 0.001 with its sign, so that nothing
-    becomes infinite. Under `"positive"` an optimizer's step that makes a parameter
-    negative is followed by a clip at 0, and the gradient of a parameter at 0 (or below,
-    if set so) is that of one just above: it can grow again, even if all of them are 0.
+    A denominator below 0.001 in absolute value is replaced by 0.001 with its sign, so
+    that nothing becomes infinite; the weights then do not sum to 1. Under `"positive"`
+    an optimizer's step that makes a parameter negative is followed by a clip at 0, and
+    the gradient of a parameter at 0 (or below, if set so) is that of one just above: it
+    can grow again, even if all of them are 0.
 
     There is one blend for the whole layer, or one for each channel, or position, as
     `shared_axes` says. It does not depend on the sample; and where the estimator draws
@@ -171,9 +172,11 @@ class BlendedActivation(ChoosingLayer):
         else:
             weights = blending.constrained(self.parameters, self.constraint)
         weights = ops.cast(weights, self.compute_dtype)
-        return sum(
-            weights[index] * self._activate(index, inputs)
-            for index in range(len(self.activations))
+        return tf.add_n(
+            [
+                weights[index] * self._activate(index, inputs)
+                for index in range(len(self.activations))
+            ]
         )
 
     def blend(self):
