@@ -154,8 +154,7 @@ for index, (axis, title) in enumerate(zip(axes, BLENDS, strict=True)):
     for model, line in ((blended, "-"), (unrestricted, "--")):
         layer = blends_of(model)[index]
         label = f"after, {layer.constraint}"
-        curve = layer(x.reshape(-1, *[1] * (index // 2 + 1)))
-        axis.plot(x, np.ravel(curve), "k", linestyle=line, label=label)
+        axis.plot(x, layer(x), "k", linestyle=line, label=label)
     axis.set(title=title, xlabel="x", ylim=(-1.5, 3))
     axis.grid(alpha=0.3)
 axes[0].set_ylabel("f(x)")
@@ -163,33 +162,23 @@ axes[0].legend(fontsize=8)
 figure.savefig("blended_activation_curves.png", dpi=150)
 
 
+# %% [markdown]
+# And these are the weights, by layer; the dashed line is where they started:
+
 # %%
-def draw_weights(models, file):
-    """Bars of the blends' weights, by layer, for models by title."""
-    figure, axes = plt.subplots(
-        1, len(models), figsize=(10, 3.2), layout="constrained", squeeze=False
-    )
-    for axis, (title, model) in zip(axes[0], models.items(), strict=True):
-        weights = np.array([list(layer.blend().values()) for layer in blends_of(model)])
-        positions = np.arange(len(BLENDS))
-        for index, (name, color) in enumerate(zip(NAMES, COLORS, strict=True)):
-            offset = 0.2 * (index - 1.5)
-            axis.bar(
-                positions + offset, weights[:, index], 0.18, color=color, label=name
-            )
-        axis.axhline(0, color="black", linewidth=0.8)
-        axis.axhline(1 / 4, color="gray", linestyle="--", linewidth=1)
-        axis.set_xticks(positions, BLENDS)
-        axis.set(title=title, ylabel="weight in the blend")
-    handles, labels = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside right center", fontsize=8)
-    figure.savefig(file, dpi=150)
-
-
-draw_weights(
-    {"softmax": blended, "unrestricted": unrestricted},
-    "blended_activation_weights.png",
-)
+figure, axes = plt.subplots(1, 2, figsize=(10, 3.2), layout="constrained")
+positions = np.arange(len(BLENDS))
+for axis, model in zip(axes, (blended, unrestricted), strict=True):
+    for index, (name, color) in enumerate(zip(NAMES, COLORS, strict=True)):
+        weights = [layer.blend()[name] for layer in blends_of(model)]
+        places = positions + 0.2 * (index - 1.5)
+        axis.bar(places, weights, 0.18, color=color, label=name)
+    axis.axhline(1 / 4, color="gray", linestyle="--", linewidth=1)
+    axis.set_xticks(positions, BLENDS)
+    axis.set(title=blends_of(model)[0].constraint, ylabel="weight in the blend")
+handles, labels = axes[0].get_legend_handles_labels()
+figure.legend(handles, labels, loc="outside right center", fontsize=8)
+figure.savefig("blended_activation_weights.png", dpi=150)
 
 # %% [markdown]
 # ## From a blend to a choice
