@@ -30,12 +30,16 @@ def _check_backend():
 _check_backend()
 
 from keras_dynamic import calibration, callbacks  # noqa: E402
+from keras_dynamic.layers.blended_activation import BlendedActivation  # noqa: E402
 from keras_dynamic.layers.early_exit import EarlyExit  # noqa: E402
 from keras_dynamic.layers.exit_selector import ExitSelector  # noqa: E402
 from keras_dynamic.layers.gumbel_softmax import GumbelSoftmax  # noqa: E402
 from keras_dynamic.layers.layer_choice import LayerChoice  # noqa: E402
 from keras_dynamic.layers.layerwise_selector import LayerwiseSelector  # noqa: E402
+from keras_dynamic.layers.skip_gate import SkipGate  # noqa: E402
 from keras_dynamic.models import rules  # noqa: E402
+from keras_dynamic.models.binding import bind_costs  # noqa: E402
+from keras_dynamic.models.discretizing import discretize  # noqa: E402
 from keras_dynamic.models.dynamic_model import DynamicModel  # noqa: E402
 from keras_dynamic.models.prediction import DynamicPrediction  # noqa: E402
 from keras_dynamic.models.surgery import strip_exits  # noqa: E402
@@ -43,6 +47,7 @@ from keras_dynamic.models.surgery import strip_exits  # noqa: E402
 __version__ = "0.1.0"
 
 __all__ = [
+    "BlendedActivation",
     "DynamicModel",
     "DynamicPrediction",
     "EarlyExit",
@@ -50,8 +55,11 @@ __all__ = [
     "GumbelSoftmax",
     "LayerChoice",
     "LayerwiseSelector",
+    "SkipGate",
+    "bind_costs",
     "calibration",
     "callbacks",
+    "discretize",
     "rules",
     "strip_exits",
 ]

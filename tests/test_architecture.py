@@ -52,6 +52,7 @@ ORDERED = {
         "segments",
         "stages",
         "costs",
+        "binding",
         "exit_rule",
         "exit_rule",
         "rules",
@@ -71,6 +72,7 @@ ORDERED = {
         "dynamic_model",
         "export",
         "surgery",
+        "discretizing",
     ),
 }
 

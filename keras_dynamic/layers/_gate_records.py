@@ -56,7 +56,7 @@ def collecting():
     try:
         yield entry[0]
     finally:
-        stack.remove(entry)
+        stack.pop()
 
 
 def report(records):

@@ -11,7 +11,7 @@ from keras_dynamic.models.graph import Value, infer_step
 from keras_dynamic.models.operation_flops import operation_flops
 from keras_dynamic.models.segments import needed_steps
 
-__all__ = ["Costs", "compute_costs", "compute_selected_costs"]
+__all__ = ["Costs", "compute_costs", "compute_selected_costs", "total_flops"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,6 +91,12 @@ def compute_selected_costs(graph, plan, input_shapes=None):
     exits = [sum(segments[: index + 1]) + head for index, head in enumerate(heads)]
     reference = total(needed_steps(graph, graph.outputs[-1:]))
     return Costs(tuple(segments), tuple(exits), tuple(heads), reference, unknown)
+
+
+def total_flops(graph):
+    """FLOPs of a whole graph for one sample, all outputs computed."""
+    total, _ = _counter(graph, graph.steps, None)
+    return total(graph.steps)
 
 
 def _gate_flops(graph, plan, input_shapes):

@@ -5,6 +5,7 @@ import numpy as np
 
 from keras_dynamic import _compat
 from keras_dynamic.models import calibrating, inference, rules
+from keras_dynamic.models.binding import fill_in_costs, wants_costs
 from keras_dynamic.models.exit_table import exit_table
 from keras_dynamic.models.road import Road
 from keras_dynamic.models.selection import DERIVED_NAMES
@@ -104,6 +105,8 @@ class DynamicModel(keras.Model):
         if self._has_selector:
             self.output_names += DERIVED_NAMES
             self.road.bind_selector_costs()
+        if not self.road.open_sizes and wants_costs(self):
+            fill_in_costs(self, self.road.costs().reference)
         num_exits = len(self.exit_names)
         self.exit_thresholds = self._own_weight("exit_thresholds", (num_exits - 1,))
         self.calibration_temperatures = self._own_weight(

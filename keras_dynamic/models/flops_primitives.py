@@ -10,6 +10,8 @@ from typing import Any
 import keras
 from keras import tree
 
+from keras_dynamic.ops.activation_flops import activation_flops
+
 __all__ = [
     "Call",
     "call_arguments",
@@ -24,10 +26,6 @@ __all__ = [
     "window",
     "with_batch_of_one",
 ]
-
-# Multiply-adds and exponentials per element that an activation stands for. Any
-# other activation counts 1; the figure of softmax is that of TensorFlow's profiler.
-_ACTIVATION_FLOPS = {"linear": 0, "softmax": 5, "log_softmax": 5, "sparsemax": 5}
 
 # Multiply-adds for each output element, by the points that are interpolated.
 _RESIZE_FLOPS = {"nearest": 0, "bilinear": 2 * 4, "bicubic": 2 * 16}
@@ -94,8 +92,7 @@ class Call:
             return 0
         if isinstance(function, keras.Layer):
             return self.count(function, keras.KerasTensor(shape))
-        name = getattr(function, "__name__", None)
-        return _ACTIVATION_FLOPS.get(name, 1) * size(shape)
+        return activation_flops(function) * size(shape)
 
 
 def call_arguments(operation, args, kwargs):
