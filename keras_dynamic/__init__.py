@@ -43,6 +43,7 @@ from keras_dynamic.models.discretizing import discretize  # noqa: E402
 from keras_dynamic.models.dynamic_model import DynamicModel  # noqa: E402
 from keras_dynamic.models.prediction import DynamicPrediction  # noqa: E402
 from keras_dynamic.models.surgery import strip_exits  # noqa: E402
+from keras_dynamic.models.weight_decay import exclude_from_weight_decay  # noqa: E402
 
 __version__ = "0.1.0"
 
@@ -60,6 +61,7 @@ __all__ = [
     "calibration",
     "callbacks",
     "discretize",
+    "exclude_from_weight_decay",
     "rules",
     "strip_exits",
 ]

@@ -17,6 +17,7 @@ from tensorflow.python.ops.control_flow_util import GraphOrParentsInXlaContext
 __all__ = [
     "BatchIterator",
     "drop_losses",
+    "exclude_from_weight_decay",
     "functional_nodes",
     "functional_of",
     "get_mask",
@@ -110,6 +111,16 @@ def under_xla():
     return not tf.executing_eagerly() and GraphOrParentsInXlaContext(
         tf.compat.v1.get_default_graph()
     )
+
+
+def exclude_from_weight_decay(optimizer, variables):
+    """Adds to what an optimizer excludes; its own method starts anew each time, and
+    not once it is built."""
+    optimizer = getattr(optimizer, "inner_optimizer", optimizer)  # it scales losses
+    excluded = getattr(optimizer, "_exclude_from_weight_decay", set())
+    keys = {optimizer._var_key(variable) for variable in variables}
+    optimizer._exclude_from_weight_decay = set(excluded) | keys
+    optimizer._exclude_from_weight_decay_cache = {}
 
 
 def layers_within(layer):

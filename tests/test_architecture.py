@@ -69,6 +69,7 @@ ORDERED = {
         "road",
         "structure",
         "structure",
+        "weight_decay",
         "dynamic_model",
         "export",
         "surgery",

@@ -15,7 +15,7 @@ from keras_dynamic.ops.pooling import (
     pool_to_grid,
 )
 
-__all__ = ["PooledHead", "positive_int"]
+__all__ = ["PooledHead", "positive_int", "small_gate"]
 
 _POOLINGS = ("auto", "average", "max", "first", "flatten")
 
@@ -228,6 +228,27 @@ class PooledHead(keras.layers.Layer):
     def _spatial(self, shape):
         last = self.data_format == "channels_last"
         return tuple(shape[1:-1]) if last else tuple(shape[2:])
+
+
+def small_gate(initial_rate, data_format, dtype):
+    """One logit a sample, at first the same for all: a yes of a given probability.
+
+    Args:
+        initial_rate: number in (0, 1), that probability.
+        data_format, dtype: as in a layer.
+    """
+    return PooledHead(
+        1,
+        pooling="average",
+        hidden_units=16,
+        data_format=data_format,
+        kernel_initializer="zeros",
+        bias_initializer=keras.initializers.Constant(
+            math.log(initial_rate / (1.0 - initial_rate))
+        ),
+        dtype=dtype,
+        name="gate",
+    )
 
 
 def positive_int(name, value):

@@ -208,7 +208,7 @@ class BlendedActivation(ChoosingLayer):
         self._require_parameters()
         if not self._is_one_blend():
             return None
-        function = self.activations[int(self._strongest())]
+        function = self.activations[int(self.strongest())]
         return keras.layers.Activation(
             function, name=self.name, dtype=self.dtype_policy
         )
@@ -222,7 +222,7 @@ class BlendedActivation(ChoosingLayer):
         count = len(self.activations)
         used, blending_flops = range(count), 2 * count - 1
         if self.estimator in estimators.HARD_ESTIMATORS:
-            used, blending_flops = np.unique(self._strongest()), 0
+            used, blending_flops = np.unique(self.strongest()), 0
         per_element = sum(activation_flops(self.activations[index]) for index in used)
         return (per_element + blending_flops) * math.prod(input_shape[1:])
 
@@ -287,7 +287,8 @@ class BlendedActivation(ChoosingLayer):
             weights = blending.constrained(self.parameters, self.constraint)
         return ops.convert_to_numpy(weights)
 
-    def _strongest(self):
+    def strongest(self):
+        """Index of the strongest activation, an array; one for each blend."""
         # A softmax may round two logits to the same share.
         if self.constraint == "softmax":
             self._require_parameters()

@@ -169,7 +169,11 @@ class LayerChoice(ChoosingLayer):
 
     def winner(self):
         """The sub-layer with the largest logit; the first of equals."""
-        return self.layers[int(np.argmax(keras.ops.convert_to_numpy(self.logits)))]
+        return self.layers[int(self.strongest())]
+
+    def strongest(self):
+        """Index of the sub-layer with the largest logit, a NumPy integer."""
+        return np.argmax(keras.ops.convert_to_numpy(self.logits))
 
     def bind_costs(self, costs):
         """Fills in the costs of a layer with `costs="auto"`; else does nothing.

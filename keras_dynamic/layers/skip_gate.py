@@ -1,6 +1,5 @@
 """SkipGate: a layer that runs for the samples that need it."""
 
-import math
 import warnings
 
 import keras
@@ -12,14 +11,13 @@ from keras_dynamic.layers._checks import checked_layer, checked_rate, nonnegativ
 from keras_dynamic.layers._choosing import ChoosingLayer
 from keras_dynamic.layers._gate_records import GateRecord, collecting, report
 from keras_dynamic.layers._observed import metrics_of_gate
-from keras_dynamic.layers._pooled_head import PooledHead
+from keras_dynamic.layers._pooled_head import small_gate
 from keras_dynamic.layers._shortcut import check_shortcut, shortcut_of
 from keras_dynamic.ops.penalties import expected_cost, open_rate_penalty
 from keras_dynamic.ops.rows import run_on_rows
 
 __all__ = ["SkipGate"]
 
-_HIDDEN_UNITS = 16
 # A cost that nobody filled in.
 _UNKNOWN = -1.0
 _INITIAL_OPEN_RATE = 0.9
@@ -49,8 +47,8 @@ class SkipGate(ChoosingLayer):
     Two losses may be added in training. `rate_weight * (rate - target_rate)**2`, where
     rate is the share of the batch with a positive logit: what inference would run, in
     the forward pass; the mean probability of being open in the backward one. And
-    `cost_weight * mean probability * cost`, where `cost` is f's share of the network's
-    FLOPs, with which gates share a budget as they see fit.
+    `cost_weight * mean probability * cost`, f's share of the network's FLOPs, with
+    which gates share a budget as they see fit.
 
     The logs of `fit` and `evaluate` show `<name>_open_rate`, the share of samples that
     inference would run, and `<name>_open_probability`, the mean probability of being
@@ -59,7 +57,9 @@ class SkipGate(ChoosingLayer):
     above 0.99, or one that inference would run for every sample, or for none, in three
     epochs or evaluations in a row.
 
-    With `shortcut=None` or f of equal shape, and every sample open, the layer equals f.
+    Keep the gate's weights out of weight decay: `DynamicModel.compile` does, for other
+    models `kd.exclude_from_weight_decay(optimizer, model)`. With every sample open the
+    layer equals f.
 
     Args:
         layer: f, any Keras layer or model with one input and one output. Losses inside
@@ -82,11 +82,11 @@ class SkipGate(ChoosingLayer):
         additive: bool, x + s f(x) in place of the above. Defaults to `False`.
         gate: layer from the input to logits (batch, 1). Defaults to `None`: the mean
             over positions, a hidden layer of 16 units with ReLU, and the logit.
-        cost: f's share of the network's FLOPs: a number >= 0, or `"auto"`, filled in by
-            a `DynamicModel` or by `kd.bind_costs(model)`. If nobody does it counts as
-            1, and training with a `cost_weight` warns. Defaults to `"auto"`.
-        data_format: `"channels_last"` or `"channels_first"`, for the built-in gate and
-            the projection. Defaults to that of `keras.config.image_data_format()`.
+        cost: number >= 0, or `"auto"`, filled in by a `DynamicModel` or by
+            `kd.bind_costs(model)`. If nobody does it counts as 1, and training with a
+            `cost_weight` warns. Defaults to `"auto"`.
+        data_format: of images, for the built-in gate and the projection. Defaults to
+            `keras.config.image_data_format()`.
         seed: int, of the noise. Defaults to `None`, a random one.
 
     Call arguments:
@@ -110,13 +110,12 @@ class SkipGate(ChoosingLayer):
     Example:
 
     ```python
-    inputs = keras.Input((8, 8, 16))
-    block = keras.layers.Conv2D(16, 3, padding="same", activation="relu")
+    inputs = keras.Input((16,))
+    block = keras.layers.Dense(16, activation="relu")
     h = kd.SkipGate(block, target_rate=0.5, rate_weight=1.0, name="block_1")(inputs)
-    outputs = keras.layers.Dense(10)(keras.layers.GlobalAveragePooling2D()(h))
-    model = keras.Model(inputs, outputs)
-    model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
-    history = model.fit(np.ones((8, 8, 8, 16)), np.arange(8), verbose=0).history
+    model = keras.Model(inputs, keras.layers.Dense(1)(h))
+    model.compile("adam", "mse")
+    history = model.fit(np.ones((8, 16)), np.ones((8, 1)), verbose=0).history
     print(history["block_1_open_rate"])
     ```
 
@@ -166,7 +165,9 @@ class SkipGate(ChoosingLayer):
                 f"your own yourself. Received: initial_open_rate={initial_open_rate} "
                 f"with gate={gate}."
             )
-        self._gate = self.gate or self._built_in_gate()
+        self._gate = self.gate or small_gate(
+            self.initial_open_rate, self.data_format, self.dtype_policy
+        )
         self._bypass = self.shortcut if isinstance(shortcut, keras.Layer) else None
         self.current_cost = self.add_weight(
             name="cost",
@@ -291,20 +292,6 @@ class SkipGate(ChoosingLayer):
     def weights_without_decay(self):
         """The gate's weights, which a weight decay would drive to even odds."""
         return list(self._gate.trainable_weights)
-
-    def _built_in_gate(self):
-        odds = self.initial_open_rate / (1.0 - self.initial_open_rate)
-        return PooledHead(
-            1,
-            pooling="average",
-            hidden_units=_HIDDEN_UNITS,
-            data_format=self.data_format,
-            # Every sample starts with the same odds.
-            kernel_initializer="zeros",
-            bias_initializer=keras.initializers.Constant(math.log(odds)),
-            dtype=self.dtype_policy,
-            name="gate",
-        )
 
     def _logits(self, inputs, mask):
         """(batch,) float32."""

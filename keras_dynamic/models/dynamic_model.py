@@ -18,6 +18,7 @@ from keras_dynamic.models.structure import (
     shapes_of_inputs,
     with_selector_output,
 )
+from keras_dynamic.models.weight_decay import exclude_from_weight_decay
 
 __all__ = ["DynamicModel"]
 
@@ -205,6 +206,8 @@ class DynamicModel(keras.Model):
             loss, loss_weights, metrics, weighted_metrics
         )
         super().compile(optimizer, **arguments, **kwargs)
+        if self.optimizer is not None:
+            exclude_from_weight_decay(self.optimizer, self)
         _compat.replace_compile_config(self, **given)
 
     def compile_from_config(self, config):

@@ -3,41 +3,28 @@
 import keras
 import numpy as np
 
-from keras_dynamic._compat import functional_of
+from keras_dynamic._compat import layers_within
+from keras_dynamic.layers.blended_activation import BlendedActivation
 from keras_dynamic.layers.layer_choice import LayerChoice
 from keras_dynamic.layers.skip_gate import SkipGate
 from keras_dynamic.models.flops_primitives import size, total
 from keras_dynamic.ops.estimators import HARD_ESTIMATORS
 
-__all__ = ["CHOICE_FORMULAS", "choices_within", "winners"]
-
-
-def choices_within(operation):
-    """Yields the `LayerChoice`s in an operation, itself included.
-
-    Those are found whose count adds up to that of `operation`: in choices, in models
-    that are graphs, and in wrappers of one layer.
-    """
-    if isinstance(operation, LayerChoice):
-        yield operation
-        inner = operation.layers
-    elif functional_of(operation) is not None:
-        inner = operation.layers
-    else:
-        inner = [getattr(operation, "layer", None)]
-    for each in inner:
-        if isinstance(each, keras.layers.Layer):
-            yield from choices_within(each)
+__all__ = ["CHOICE_FORMULAS", "winners"]
 
 
 def winners(operations):
     """What the FLOPs of `operations` depend on besides shapes: who has won now."""
-    return tuple(
-        int(np.argmax(keras.ops.convert_to_numpy(choice.logits)))
-        for operation in operations
-        for choice in choices_within(operation)
-        if choice.estimator in HARD_ESTIMATORS
-    )
+    chosen = []
+    for operation in operations:
+        if not isinstance(operation, keras.layers.Layer):
+            continue
+        for layer in layers_within(operation):
+            if not isinstance(layer, (BlendedActivation, LayerChoice)):
+                continue
+            if layer.estimator in HARD_ESTIMATORS:
+                chosen.extend(np.ravel(layer.strongest()).tolist())
+    return tuple(chosen)
 
 
 def _layer_choice(layer, call):

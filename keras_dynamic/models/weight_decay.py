@@ -1,0 +1,54 @@
+"""exclude_from_weight_decay: gates decide by their weights, not by their size."""
+
+import keras
+
+from keras_dynamic import _compat
+from keras_dynamic.layers.layer_choice import LayerChoice
+from keras_dynamic.layers.skip_gate import SkipGate
+
+__all__ = ["exclude_from_weight_decay"]
+
+
+def exclude_from_weight_decay(optimizer, model):
+    """Keeps what decides in a model out of the optimizer's weight decay.
+
+    Decay drives a gate's bias, which holds its open rate, and the logits of a
+    `LayerChoice` to 0, that is to even odds, whatever is best. `DynamicModel.compile`
+    does this by itself; for any other model call it before `fit`. What the optimizer
+    excludes already stays excluded.
+
+    Args:
+        optimizer: a `keras.optimizers.Optimizer`.
+        model: a built model with `SkipGate` or `LayerChoice` layers, wherever they are.
+
+    Returns:
+        List of the variables that are excluded now.
+
+    Raises:
+        TypeError: if `optimizer` is none.
+
+    Example:
+
+    ```python
+    inputs = keras.Input((16,))
+    outputs = keras.layers.Dense(2)(kd.SkipGate(keras.layers.Dense(16))(inputs))
+    model = keras.Model(inputs, outputs)
+    optimizer = keras.optimizers.AdamW(weight_decay=0.01)
+    print(len(kd.exclude_from_weight_decay(optimizer, model)))  # 4: the gate's
+    model.compile(optimizer, "mse")
+    ```
+    """
+    if not isinstance(optimizer, keras.optimizers.Optimizer):
+        raise TypeError(
+            "`optimizer` must be a `keras.optimizers.Optimizer`. Received: "
+            f"optimizer={optimizer!r} of type {type(optimizer)}."
+        )
+    variables = []
+    for layer in _compat.layers_within(model):
+        if isinstance(layer, SkipGate):
+            variables.extend(layer.weights_without_decay)
+        elif isinstance(layer, LayerChoice):
+            variables.extend(layer.choice_weights)
+    if variables:
+        _compat.exclude_from_weight_decay(optimizer, variables)
+    return variables
