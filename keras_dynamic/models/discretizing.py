@@ -135,7 +135,7 @@ class _Builder:
         )
 
     def layer_for(self, layer):
-        """The layer, unbuilt, that stands in the place of another."""
+        """The layer or operation, unbuilt, that stands in the place of another."""
         if isinstance(layer, LayerChoice):
             winner = layer.winner()
             self.replaced[layer.name] = f"{winner.name} ({type(winner).__name__})"
@@ -145,7 +145,8 @@ class _Builder:
         if isinstance(layer, SkipGate):
             return self._gate_for(layer)
         new = type(layer).from_config(layer.get_config())
-        self._pairs.append((layer, new))
+        if isinstance(layer, keras.Layer):  # and no operation of the graph
+            self._pairs.append((layer, new))
         return new
 
     def copy_weights(self):

@@ -1,0 +1,243 @@
+"""discretize: a plain model that holds only what was chosen."""
+
+import subprocess
+import sys
+import textwrap
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+import keras_dynamic as kd
+from tests.models.small_models import dense_data
+
+
+def data(*shape, seed=0):
+    return np.random.default_rng(seed).normal(size=shape).astype("float32")
+
+
+def opened(gate, logit):
+    """Fixes the logit that a built gate gives to every sample."""
+    classifier = gate.decider.classifier
+    classifier.kernel.assign(np.zeros(classifier.kernel.shape))
+    classifier.bias.assign([logit])
+
+
+def equal(model, plain, x, tolerance=1e-6):
+    for one, other in zip(
+        keras.tree.flatten(model.predict(x, verbose=0)),
+        keras.tree.flatten(plain.predict(x, verbose=0)),
+        strict=True,
+    ):
+        np.testing.assert_allclose(one, other, rtol=tolerance, atol=tolerance)
+
+
+def dynamic_layers(model):
+    kinds = (kd.BlendedActivation, kd.LayerChoice, kd.SkipGate)
+    return [q.name for q in model._flatten_layers() if isinstance(q, kinds)]
+
+
+# What takes whose place
+
+
+def test_a_choice_becomes_its_winner():
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((4,))
+    options = [layers.Dense(8, name="a"), layers.Dense(8, "relu", name="b")]
+    choice = kd.LayerChoice(options, estimator="straight_through", name="choice")
+    model = keras.Model(inputs, layers.Dense(3)(choice(inputs)))
+    choice.logits.assign([0.0, 1.0])
+    x = data(20, 4)
+    plain, report = kd.discretize(model, x, return_report=True)
+    assert type(plain.get_layer("choice")) is layers.Dense
+    assert report.replaced == {"choice": "b (Dense)"} and report.kept == {}
+    # Two layers of 4*8 + 8 = 40, two logits, a temperature; the rest is 8*3 + 3 = 27.
+    assert report.parameters == (2 * 40 + 3 + 27, 40 + 27)
+    assert report.max_change == 0.0  # hard at inference: nothing changes
+    equal(model, plain, x)
+    plain.get_layer("choice").kernel.assign(np.zeros((4, 8)))
+    assert np.any(options[1].kernel.numpy() != 0)  # weights are copies
+
+
+def test_the_change_of_a_mixture_is_reported():
+    """The mean of 2x and 4x is 3x; the winner, 4x, is x away from it."""
+    inputs = keras.Input((1,))
+    double, fourfold = (
+        layers.Dense(
+            1, use_bias=False, kernel_initializer=keras.initializers.Constant(k)
+        )
+        for k in (2.0, 4.0)
+    )
+    choice = kd.LayerChoice([double, fourfold])
+    model = keras.Model(inputs, choice(inputs))
+    choice.logits.assign([0.0, 1e-6])
+    x = np.array([[1.0], [-2.0], [4.0]], "float32")
+    _, report = kd.discretize(model, x, return_report=True)
+    np.testing.assert_allclose(report.mean_change, 7 / 3, rtol=1e-5)
+    np.testing.assert_allclose(report.max_change, 4.0, rtol=1e-5)
+    assert "changed by 2.33 on average, by 4 at most" in str(report)
+
+
+def test_a_blend_becomes_an_activation():
+    inputs = keras.Input((4,))
+    blend = kd.BlendedActivation(["relu", "tanh"], initial_activation="tanh")
+    by_channel = kd.BlendedActivation(["relu", "tanh"], shared_axes=[], name="channels")
+    model = keras.Model(inputs, by_channel(blend(inputs)))
+    plain, report = kd.discretize(model, return_report=True)
+    assert plain.layers[1].activation is keras.activations.tanh
+    assert report.replaced == {blend.name: "tanh"}
+    assert report.kept == {"channels": "it has several blends"}
+    assert report.mean_change is None
+
+
+@pytest.mark.parametrize("additive", [False, True])
+@pytest.mark.parametrize("units", [4, 6])
+def test_gates_always_open_or_always_closed_go(additive, units):
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((4,))
+    gates = [
+        kd.SkipGate(layers.Dense(n, "tanh"), additive=additive, name=name)
+        for name, n in (("open", units), ("closed", 4), ("sometimes", 4))
+    ]
+    hidden = inputs
+    for gate in gates:
+        hidden = gate(hidden)
+    model = keras.Model(inputs, hidden)
+    opened(gates[0], 1.0)
+    opened(gates[1], -1.0)
+    x = data(32, 4)
+    opened(gates[2], 0.0)
+    gates[2].decider.classifier.kernel.assign(data(16, 1))
+    logits = gates[2].decider(keras.Model(inputs, gates[1].output)(x))
+    gates[2].decider.classifier.bias.assign([-np.median(logits)])
+    plain, report = kd.discretize(model, x, return_report=True)
+    assert list(report.kept) == ["sometimes"] == dynamic_layers(plain)
+    assert report.kept["sometimes"].startswith("open for ")
+    assert set(report.replaced) == {"open", "closed"}
+    assert report.max_change < 1e-6
+    equal(model, plain, x)
+    assert list(kd.discretize(model, return_report=True)[1].kept) == [
+        gate.name for gate in gates
+    ]
+
+
+def test_nests():
+    """A blend in a nested model in a gate, a choice in a gate, a gate in a choice."""
+    keras.utils.set_random_seed(0)
+    inner = keras.Input((4,))
+    blended = kd.BlendedActivation(
+        ["elu", "tanh"], "sum_normalized", initial_activation="elu"
+    )
+    block = keras.Model(
+        inner, layers.Dense(4)(blended(layers.BatchNormalization()(inner)))
+    )
+    gate = kd.SkipGate(layers.Dense(4), name="gate_in_choice")
+    choice = kd.LayerChoice(
+        [gate, layers.Identity()], estimator="straight_through", name="choice"
+    )
+    kept = kd.SkipGate(
+        kd.LayerChoice(
+            [layers.Dense(4), layers.Dense(4)], "straight_through", name="in_gate"
+        ),
+        gate=layers.Dense(1),
+        name="kept",
+    )
+    inputs = keras.Input((4,))
+    outer = kd.SkipGate(block, name="outer")
+    model = keras.Model(inputs, kept(choice(outer(inputs))))
+    x = data(32, 4)
+    plain, report = kd.discretize(model, x, return_report=True)
+    assert list(report.kept) == ["kept"] == dynamic_layers(plain)
+    assert set(report.replaced) == {
+        "outer",
+        blended.name,
+        "choice",
+        "gate_in_choice",
+        "in_gate",
+    }
+    equal(model, plain, x)
+
+
+def test_a_layer_used_twice_and_sequential_models():
+    keras.utils.set_random_seed(0)
+    shared = kd.LayerChoice([layers.Dense(4), layers.Dense(4, "relu")])
+    stack = keras.Sequential(
+        [keras.Input((4,)), shared, kd.BlendedActivation(["relu"]), layers.Dense(2)]
+    )
+    plain = kd.discretize(stack)
+    assert isinstance(plain, keras.Sequential) and not dynamic_layers(plain)
+    inputs = keras.Input((4,))
+    hard = kd.LayerChoice([layers.Dense(4), layers.Dense(4)], "reinmax")
+    model = keras.Model(inputs, hard(hard(inputs)))
+    plain = kd.discretize(model)
+    assert len(plain.layers) == 2 and len(plain.trainable_weights) == 2
+    equal(model, plain, data(8, 4))
+
+
+def test_masks_go_on():
+    inputs = keras.Input((5,), dtype="int32")
+    h = layers.Embedding(7, 4, mask_zero=True)(inputs)
+    h = kd.LayerChoice([layers.Dense(4), layers.Dense(4)], "reinmax")(h)
+    gate = kd.SkipGate(layers.Dense(4, "tanh"))
+    model = keras.Model(inputs, layers.GlobalAveragePooling1D()(gate(h)))
+    x = np.array([[1, 2, 0, 0, 0], [3, 4, 5, 6, 1]])
+    plain = kd.discretize(model, x)
+    assert not dynamic_layers(plain)
+    equal(model, plain, x)
+
+
+def test_a_dynamic_model_stays_one():
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((6,))
+    gate = kd.SkipGate(layers.Dense(6, "tanh"), name="gate")
+    hidden = gate(inputs)
+    exits = [kd.EarlyExit(4, name="early")(hidden), layers.Dense(4, "softmax")(hidden)]
+    model = kd.DynamicModel(inputs, exits)
+    x, y = dense_data()
+    model.compile("sgd", "sparse_categorical_crossentropy", metrics=["accuracy"])
+    model.calibrate(x, y, rule="entropy", budget=2.0)
+    plain = kd.discretize(model, x)
+    assert isinstance(plain, kd.DynamicModel) and not dynamic_layers(plain)
+    one, other = (m.predict_dynamic(x, verbose=0) for m in (model, plain))
+    np.testing.assert_array_equal(one.exit_index, other.exit_index)
+    np.testing.assert_allclose(one.outputs, other.outputs, rtol=1e-5)
+    assert type(plain.exit_rule) is kd.rules.Entropy
+    assert (other.cost < one.cost).all()  # no gate to pay for
+
+
+# Files
+
+
+def test_the_result_needs_no_keras_dynamic(tmp_path):
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((4,))
+    h = kd.LayerChoice([layers.Dense(4), layers.Dense(4)], "straight_through")(inputs)
+    h = kd.BlendedActivation(["relu", "tanh"], estimator="reinmax")(h)
+    model = keras.Model(inputs, kd.SkipGate(layers.Dense(4), additive=True)(h))
+    x = data(8, 4)
+    plain = kd.discretize(model, x)
+    plain.save(tmp_path / "plain.keras")
+    model.save(tmp_path / "model.keras")
+    np.save(tmp_path / "x.npy", x)
+    np.save(tmp_path / "expected.npy", model.predict(x, verbose=0))
+    smaller = (tmp_path / name for name in ("plain.keras", "model.keras"))
+    sizes = [path.stat().st_size for path in smaller]
+    assert sizes[0] < sizes[1]
+    script = """
+        import sys, keras, numpy as np
+        model = keras.saving.load_model("plain.keras")
+        answer = model.predict(np.load("x.npy"), verbose=0)
+        np.testing.assert_allclose(answer, np.load("expected.npy"), rtol=1e-5)
+        assert "keras_dynamic" not in sys.modules
+    """
+    run = [sys.executable, "-c", textwrap.dedent(script)]
+    done = subprocess.run(
+        run, cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_wants_a_functional_model():
+    with pytest.raises(ValueError, match="`model` must be a functional.*Dense"):
+        kd.discretize(layers.Dense(2))
