@@ -145,15 +145,15 @@ def sweep_of_cost_weights(experiment):
 
 
 def rates_under_a_prior(experiment):
-    print(f"(b) prior_weight 3, prior {percent(PRIOR)} %")
+    print(f"(b) prior_weight 4, prior {percent(PRIOR)} %")
     header = "exit rates (%)      farthest (points)  accuracy"
     print(f"    {'':36s}  {header}")
     for arguments in (
         {},
         {"estimator": "gumbel_straight_through"},
-        {"entropy_weight": 0.3},
+        {"entropy_weight": 0.6},
     ):
-        model = experiment.with_selector(prior=PRIOR, prior_weight=3.0, **arguments)
+        model = experiment.with_selector(prior=PRIOR, prior_weight=4.0, **arguments)
         scores = experiment.scores(model)
         rates = scores["exit_rates"]
         farthest = max(abs(r - p) for r, p in zip(rates, PRIOR, strict=True))

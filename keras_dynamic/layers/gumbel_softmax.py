@@ -55,7 +55,7 @@ class GumbelSoftmax(ChoosingLayer):
 
     Call arguments:
         inputs: (..., K, ...) logits, unnormalized log-probabilities. For
-            probabilities take their logarithm.
+            probabilities take `ops.estimators.logits_from_probabilities`.
         training: bool, whether to draw noise.
 
     Input shape:

@@ -16,7 +16,8 @@ class DynamicPrediction:
         exit_index: (n,) int32, the exit taken, from 0; the last is the final one.
         confidence: (n,) float32, the rule's score at the exit taken (nats for
             `Entropy`, a count for `Patience`).
-        cost: (n,) int64, FLOPs executed for the sample, heads passed included.
+        cost: (n,) int64, FLOPs executed for the sample: heads that were asked, selector
+            and gates included, layers behind closed gates not.
         probabilities: (n, units) float32, calibrated.
         exit_names: names of all exits.
         segment_rows: (exits,) int64, how many rows each segment really computed.
