@@ -47,6 +47,12 @@ def calibrate(model, x, y, rule, budget, max_accuracy_drop, batch_size, steps):
             "Give `budget` or `max_accuracy_drop`, not both. Received: "
             f"budget={budget}, max_accuracy_drop={max_accuracy_drop}."
         )
+    if len(model.exit_names) == 1 and (budget, max_accuracy_drop) != (None, None):
+        raise ValueError(
+            "A goal needs an early exit to choose a threshold for; gates are trained, "
+            "by `target_rate` and `cost_weight`. Received: a model with one output, "
+            f"budget={budget}, max_accuracy_drop={max_accuracy_drop}."
+        )
     kinds = model.road.kinds
     outputs, labels, costs = _dense_answers(model, x, y, batch_size, steps)
     _check_probabilities(outputs, kinds, model.exit_names)
@@ -67,7 +73,7 @@ def calibrate(model, x, y, rule, budget, max_accuracy_drop, batch_size, steps):
             goal = ("max_accuracy_drop", max_accuracy_drop)
         rule = _with_chosen_thresholds(rule, scores, logs, labels, costs, goal)
     thresholds = rule.thresholds(num_early)
-    exit_index = _exits_under(rule, scores)
+    exit_index = _exits_under(rule, scores, len(labels))
     report = calibration.build_report(
         log_probabilities=logs,
         labels=labels,
@@ -230,8 +236,10 @@ def _scores(rule, outputs, kinds, temperatures):
     return scores
 
 
-def _exits_under(rule, scores):
+def _exits_under(rule, scores, num_rows):
     """(n,) exits taken for the scores at the early exits."""
+    if not scores:
+        return np.zeros(num_rows, "int64")
     bound = rule.bind(tf.constant(rule.thresholds(len(scores))))
     leaves = [
         np.asarray(who_leaves(bound, score, exit_index))
@@ -252,7 +260,7 @@ def _with_chosen_thresholds(rule, scores, logs, labels, costs, goal):
         chosen = _searched(rule, scores, logs, labels, costs.mean(axis=0), {name: aim})
         if name != "budget":
             break
-        taken = _exits_under(chosen, scores)
+        taken = _exits_under(chosen, scores, len(labels))
         excess = float(np.mean(costs[np.arange(len(costs)), taken])) - goal[1]
         if excess <= 1e-9:
             break

@@ -4,6 +4,7 @@ import keras
 import numpy as np
 
 from keras_dynamic import _compat
+from keras_dynamic.layers.skip_gate import SkipGate
 from keras_dynamic.models import calibrating, inference, rules
 from keras_dynamic.models.binding import fill_in_costs, wants_costs
 from keras_dynamic.models.exit_table import exit_table
@@ -41,7 +42,8 @@ class DynamicModel(keras.Model):
     Args:
         inputs: `keras.Input` tensor(s): one, a list or a dict.
         outputs: list of at least two tensors (batch, units), the exits in the order
-            of their depth; the last is the final one.
+            of their depth; the last is the final one. Where there is a `SkipGate` one
+            output will do: its gates are then all that is dynamic.
         exit_rule: the `kd.rules.ExitRule` in force, or its name. Defaults to `None`,
             `MaxProbability(0.9)`, or `Selected` with a selector.
             (`keras.models.clone_model` makes a clone with the default; `from_config`
@@ -55,7 +57,7 @@ class DynamicModel(keras.Model):
         name: string, the model's name.
 
     Raises:
-        ValueError: for fewer than two outputs, outputs of different shapes, an input
+        ValueError: for fewer outputs than that, outputs of different shapes, an input
             with a fixed batch size, an operation that mixes rows of the batch, a
             graph that cannot be cut, or an `EarlyExit` that was called with targets.
 
@@ -98,7 +100,8 @@ class DynamicModel(keras.Model):
         super().__init__(*args, **kwargs)
         self._has_selector = selector is not None or ends_in_selector(self)
         check_inputs(self.inputs)
-        check_outputs(self.outputs, self.output, self._has_selector)
+        gates = any(isinstance(q, SkipGate) for q in _compat.layers_within(self))
+        check_outputs(self.outputs, self.output, self._has_selector, gates)
         self.road = Road(self, self._has_selector)
         check_exits(self.road)
         # Keras names losses, metrics and targets after these.

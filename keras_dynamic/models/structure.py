@@ -58,7 +58,7 @@ def ends_in_selector(model):
     )
 
 
-def check_outputs(outputs, structure, has_selector):
+def check_outputs(outputs, structure, has_selector, has_gates):
     if isinstance(structure, dict):
         raise ValueError(
             "`outputs` must be a list: the exits have an order. Received a dict with "
@@ -72,11 +72,11 @@ def check_outputs(outputs, structure, has_selector):
                 f"final one): {(None, len(outputs))}. Received: weights of shape "
                 f"{tuple(weights.shape)}."
             )
-    if len(outputs) < 2:
+    if len(outputs) < (1 if has_gates and not has_selector else 2):
         raise ValueError(
             "`outputs` must hold at least one early exit and the final output. "
-            f"Received: {len(outputs)} output. For a network without exits use "
-            "`keras.Model`."
+            f"Received: {len(outputs)} output. For a network without exits or gates "
+            "use `keras.Model`."
         )
     shapes = [tuple(tensor.shape) for tensor in outputs]
     if len(set(shapes)) > 1 or len(shapes[0]) != 2 or shapes[0][1] is None:

@@ -62,6 +62,7 @@ def check_layer(
     _check_config(layer, config or {})
     _check_specs(case, model, layer, expected)
     _check_file(case, model, layer, expected)
+    _equal(_nested(case, model)(case.feed, training=False), expected, "nested")
     if independent_rows:
         _check_rows(case, layer, expected)
     if jit:
@@ -173,6 +174,12 @@ def _check_file(case, model, layer, expected):
     _equal(loaded(case.feed, training=False), expected, "reloaded")
     config = _config_in_json(loaded.get_layer(layer.name))
     assert config == _config_in_json(layer), "the reloaded config"
+
+
+def _nested(case, model):
+    """The functional model called by another one."""
+    given = [keras.Input(array.shape[1:], dtype=array.dtype) for array in case.feed]
+    return keras.Model(given, model(given))
 
 
 def _check_rows(case, layer, expected):

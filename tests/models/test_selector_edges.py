@@ -204,3 +204,19 @@ def test_arguments_of_wrong_types():
             kd.ExitSelector(2, **arguments)
     with pytest.raises(ValueError, match=r"sum to 1.*1\.03"):
         kd.ExitSelector(2, prior=[0.5, 0.53])
+
+
+@pytest.mark.parametrize("units", [1, 3])
+def test_a_mixture_that_is_sure_has_finite_logits(units):
+    """Logits of +-200 are probabilities of exactly 0 and 1 in float32."""
+    inputs = keras.Input((units,))
+    exits = [layers.Activation("linear", name=name)(inputs) for name in ("a", "b")]
+    model = kd.DynamicModel(inputs, exits, selector=kd.ExitSelector(2)(inputs))
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    if units == 1:
+        loss = keras.losses.BinaryCrossentropy(from_logits=True)
+    model.compile("sgd", loss)
+    x = np.full((4, units), -200.0, "float32")
+    x[:2, 0] = 200.0
+    scores = model.evaluate(x, np.array([1, 0, 1, 0]), verbose=0, return_dict=True)
+    assert np.isfinite(scores["mixture_loss"]) and scores["mixture_loss"] > 20

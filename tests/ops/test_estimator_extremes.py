@@ -161,3 +161,11 @@ def test_what_is_no_probability_is_nan():
     assert np.isnan(logits).all()
     logits = logits_from_probabilities(tf.constant([-0.1, 1.1, np.nan]), binary=True)
     assert np.isnan(logits).all()
+
+
+@pytest.mark.parametrize("estimator", ["soft", "gumbel_softmax"])
+def test_logits_are_centered_before_they_are_divided(estimator):
+    # 1e36 / 1e-3 is infinite in float32, and the difference of two infinities NaN.
+    logits = tf.constant([[1e36, 1e36, 0.0], [-1e36, -1e36, -1e37]])
+    weights = categorical(logits, estimator, 1e-3).numpy()
+    np.testing.assert_array_equal(weights, [[0.5, 0.5, 0], [0.5, 0.5, 0]])
