@@ -37,49 +37,84 @@ def by_hand(x, y, chosen, otherwise, adds):
     return np.where(open_rows, run, other), run
 
 
-def called(graph, static, *arguments, **keywords):
-    """`run_on_rows` eagerly, or in a graph whose batch is known or left open."""
-    if not graph:
-        return run_on_rows(*arguments, **keywords)
-    function, otherwise, tensors, chosen = arguments
-    present = [tf.constant(t) for t in (*tensors, chosen) if t is not None]
+def compiled(function, otherwise, present, **keywords):
+    """`run_on_rows` as one graph for all batch sizes.
 
-    @tf.function(
-        autograph=False,
-        input_signature=[
-            tf.TensorSpec(t.shape if static else [None, *t.shape[1:]], t.dtype)
-            for t in present
-        ],
-    )
-    def compiled(*given):
-        *given, decided = given
+    Args:
+        present: dtype-bearing examples of the tensors, None for an absent one.
+    """
+
+    def run(given, chosen):
         given = iter(given)
-        filled = [None if t is None else next(given) for t in tensors]
-        return run_on_rows(function, otherwise, filled, decided, **keywords)
+        filled = [None if tensor is None else next(given) for tensor in present]
+        return run_on_rows(function, otherwise, filled, chosen, **keywords)
 
-    return compiled(*present)
+    specs = [
+        tf.TensorSpec([None, *tensor.shape[1:]], tensor.dtype)
+        for tensor in present
+        if tensor is not None
+    ]
+    chosen = tf.TensorSpec([None], tf.bool)
+    graph = tf.function(run, autograph=False, input_signature=[specs, chosen])
+    return lambda tensors, chosen: graph(
+        [tensor for tensor in tensors if tensor is not None], chosen
+    )
 
 
-@pytest.mark.parametrize("graph, static", [(False, True), (True, False), (True, True)])
+def both_roads(function, otherwise, present, **keywords):
+    """(eager, graph), functions of (tensors, chosen)."""
+
+    def eager(tensors, chosen):
+        return run_on_rows(
+            function, otherwise, tensors, tf.constant(chosen), **keywords
+        )
+
+    return eager, compiled(function, otherwise, present, **keywords)
+
+
 @pytest.mark.parametrize("adds", [False, True])
 @pytest.mark.parametrize("otherwise", [None, negative])
 @pytest.mark.parametrize("second", [False, True])
-@pytest.mark.parametrize("chosen", CHOICES.values(), ids=CHOICES)
-def test_against_numpy(chosen, second, otherwise, adds, graph, static):
-    chosen = np.array(chosen, bool)
-    x = normal(len(chosen), 3)
-    y = normal(len(chosen), 3, seed=1) if second else None
-    expected, run = by_hand(x, y, chosen, otherwise, adds)
-    tensors = [x, y]
-    output, notes = called(
-        graph, static, double, otherwise, tensors, tf.constant(chosen), adds=adds
-    )
-    np.testing.assert_allclose(output, expected, rtol=1e-6)
-    if not graph and not chosen.any():
-        assert not any(np.any(note) for note in notes)  # it may not know of any
-        return
-    (note,) = notes
-    np.testing.assert_allclose(note, np.where(chosen, run.sum(1), 0), rtol=1e-5)
+def test_against_numpy(second, otherwise, adds):
+    example = tf.zeros((1, 3))
+    present = [example, example if second else None]
+    roads = both_roads(double, otherwise, present, adds=adds)
+    for name, chosen in CHOICES.items():
+        chosen = np.array(chosen, bool)
+        x = tf.constant(normal(len(chosen), 3))
+        y = tf.constant(normal(len(chosen), 3, seed=1)) if second else None
+        arrays = [t if t is None else t.numpy() for t in (x, y)]
+        expected, run = by_hand(*arrays, chosen, otherwise, adds)
+        for road, call in zip(("eager", "graph"), roads, strict=True):
+            output, notes = call([x, y], chosen)
+            message = f"{road}, {name}"
+            np.testing.assert_allclose(output, expected, rtol=1e-6, err_msg=message)
+            if road == "eager" and not chosen.any():
+                assert notes == []  # the function was not run, nor traced
+                continue
+            (note,) = notes
+            summed = np.where(chosen, run.sum(axis=1), 0)
+            np.testing.assert_allclose(note, summed, rtol=1e-5, err_msg=message)
+
+
+@pytest.mark.parametrize("chosen", [True, False])
+@pytest.mark.parametrize("adds", [False, True])
+def test_a_batch_known_to_be_of_one(chosen, adds):
+    x = normal(1, 3)
+    expected, _ = by_hand(x, None, np.array([chosen]), negative, adds)
+
+    @tf.function(input_signature=[tf.TensorSpec([1, 3])], autograph=False)
+    def call(given):
+        return run_on_rows(
+            double, negative, [given, None], tf.constant([chosen]), adds=adds
+        )[0]
+
+    # One conditional, and nothing that moves rows.
+    graph = call.get_concrete_function().graph.as_graph_def()
+    bodies = [graph.node, *(body.node_def for body in graph.library.function)]
+    operations = {node.op for body in bodies for node in body}
+    assert not operations & {"GatherV2", "TensorScatterUpdate", "ScatterNd", "Where"}
+    np.testing.assert_allclose(call(x), expected, rtol=1e-6)
 
 
 def test_an_example_by_hand():
@@ -94,30 +129,29 @@ def test_an_example_by_hand():
     assert output.numpy().ravel().tolist() == [4, 5, 13]
 
 
-@pytest.mark.parametrize("graph", [False, True])
-@pytest.mark.parametrize("chosen", CHOICES.values(), ids=CHOICES)
 @pytest.mark.parametrize("adds", [False, True])
-def test_each_function_sees_its_own_rows(chosen, graph, adds):
-    seen = {"function": tf.Variable(0), "otherwise": tf.Variable(0)}
-    calls = tf.Variable(0)
+def test_each_function_sees_its_own_rows(adds):
+    calls, ran, others = tf.Variable(0), tf.Variable(0), tf.Variable(0)
 
     def function(tensors):
         calls.assign_add(1)
-        seen["function"].assign_add(tf.shape(tensors[0])[0])
+        ran.assign_add(tf.shape(tensors[0])[0])
         return tensors[0], []
 
     def otherwise(tensors):
-        seen["otherwise"].assign_add(tf.shape(tensors[0])[0])
+        others.assign_add(tf.shape(tensors[0])[0])
         return tensors[0]
 
-    x, chosen = normal(len(chosen), 2), np.array(chosen, bool)
-    _, notes = called(
-        graph, False, function, otherwise, [x], tf.constant(chosen), adds=adds
-    )
-    assert notes == []
-    assert seen["function"].numpy() == chosen.sum()
-    assert calls.numpy() == chosen.any()
-    assert seen["otherwise"].numpy() == (len(chosen) if adds else (~chosen).sum())
+    for call in both_roads(function, otherwise, [tf.zeros((1, 2))], adds=adds):
+        for chosen in CHOICES.values():
+            for counter in (calls, ran, others):
+                counter.assign(0)
+            chosen = np.array(chosen, bool)
+            _, notes = call([tf.constant(normal(len(chosen), 2))], chosen)
+            assert notes == []
+            assert ran.numpy() == chosen.sum()
+            assert calls.numpy() == chosen.any()
+            assert others.numpy() == (len(chosen) if adds else (~chosen).sum())
 
 
 def test_nothing_is_gathered_or_placed_when_all_are_chosen():
@@ -145,34 +179,23 @@ def test_nothing_is_gathered_or_placed_when_all_are_chosen():
         assert len(calls) == 2 and len(seen) == 2
 
 
-@pytest.mark.parametrize("graph", [False, True])
 @pytest.mark.parametrize("adds", [False, True])
 @pytest.mark.parametrize("otherwise", [None, negative])
-@pytest.mark.parametrize("name", ["some", "none", "all", "one open row"])
-def test_gradient(name, otherwise, adds, graph):
-    chosen = np.array(CHOICES[name])
-    x = tf.constant(normal(len(chosen), 2))
-    with tf.GradientTape() as tape:
-        tape.watch(x)
-        if graph:
-            run = tf.function(
-                lambda given, rows: run_on_rows(
-                    double, otherwise, [given, None], rows, adds=adds
-                )[0],
-                autograph=False,
-            )
-            output = run(x, tf.constant(chosen))
-        else:
-            output, _ = run_on_rows(
-                double, otherwise, [x, None], tf.constant(chosen), adds=adds
-            )
-        loss = tf.reduce_sum(output)
+def test_gradient(otherwise, adds):
+    roads = both_roads(double, otherwise, [tf.zeros((1, 2)), None], adds=adds)
     # The slopes: 2 of the function, -1 or 1 of what others get.
     slope = -1 if otherwise else 1
-    expected = np.where(chosen, 2 + slope if adds else 2, slope)[:, None]
-    np.testing.assert_allclose(
-        tf.convert_to_tensor(tape.gradient(loss, x)), expected * np.ones_like(x)
-    )
+    for chosen in CHOICES.values():
+        chosen = np.array(chosen, bool)
+        x = tf.constant(normal(len(chosen), 2))
+        expected = np.where(chosen, 2 + slope if adds else 2, slope)[:, None]
+        for call in roads:
+            with tf.GradientTape() as tape:
+                tape.watch(x)
+                output, _ = call([x, None], chosen)
+                loss = tf.reduce_sum(output)
+            gradient = tf.convert_to_tensor(tape.gradient(loss, x))
+            np.testing.assert_allclose(gradient, expected * np.ones_like(x))
 
 
 def test_notes_of_several_kinds_keep_their_order():
