@@ -3,10 +3,13 @@
 `tests/test_compat.py` fails when Keras changes one of them.
 """
 
+import contextlib
+
 import keras
 import tensorflow as tf
 from keras import tree
 from keras.src import backend
+from keras.src.backend.common import global_state
 from keras.src.models.functional import Functional
 from keras.src.saving.serialization_lib import SerializableDict
 from keras.src.trainers.compile_utils import get_loss, get_metric
@@ -23,6 +26,7 @@ __all__ = [
     "get_mask",
     "layers_within",
     "keep_mask",
+    "keeping_losses",
     "kept_mask",
     "loss_for",
     "metric_for",
@@ -101,6 +105,24 @@ def drop_losses(layer):
     A tensor from a branch of a conditional must not be added up outside of it.
     """
     layer._clear_losses()
+
+
+@contextlib.contextmanager
+def keeping_losses():
+    """Around a reduction over replicas inside of a layer's call.
+
+    Such a reduction lets the other replicas run, one after the other, up to the same
+    place or to their end. They share the layers, whose `add_loss` terms Keras keeps in
+    one list for all: it is put back here to what this replica had in it.
+    """
+    context = global_state.get_global_attribute("current_call_ctx")
+    layers = [] if context is None else context.entry_layer._flatten_layers()
+    kept = [(layer, list(layer._losses), set(layer._loss_ids)) for layer in layers]
+    yield
+    for layer, losses, ids in kept:
+        layer._losses[:] = losses
+        layer._loss_ids.clear()
+        layer._loss_ids.update(ids)
 
 
 def under_xla():

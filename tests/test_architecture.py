@@ -88,6 +88,7 @@ HELPERS_OF_HELPERS = {
     ("layers._exit_weights", "layers._selector"),
     ("layers._selector", "layers._checks"),
     ("layers._selector", "layers._choosing"),
+    ("layers._skipping", "layers._gate_records"),
 }
 
 # Imported by name, by whoever wants them.

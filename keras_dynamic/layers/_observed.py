@@ -32,12 +32,16 @@ class ObservedMean(keras.metrics.Mean):
         self._low, self._high = within
         self._otherwise, self._after = otherwise, after
         self._waiting, self._streak = {}, (None, 0)
+        self._compiled, self._judged = False, False
 
     def observe(self, values, weights=None, training=False):
         """Takes note of (samples,) values, each with a weight."""
+        eager = tf.executing_eagerly()
         if training:
+            self._compiled = not eager
             self.update_state(values, weights)
-        else:
+        elif not eager or not self._compiled:
+            # Else somebody calls the model while its compiled steps are measured.
             self._waiting[_replica()] = (values, weights)
 
     def result(self):
@@ -46,16 +50,20 @@ class ObservedMean(keras.metrics.Mean):
             self.update_state(values, weights)
         result = super().result()
         if tf.executing_eagerly():
-            self._warn_if_extreme(float(result), float(self.count))
+            count = keras.ops.convert_to_numpy(self.count)
+            self._judge(float(result), float(count))
         return result
 
     def reset_state(self):
         self._waiting.clear()
+        self._judged = False
         super().reset_state()
 
-    def _warn_if_extreme(self, mean, count):
-        if count < _ENOUGH:
+    def _judge(self, mean, count):
+        """Warns of a remarkable mean; asked once between two resets."""
+        if self._judged or count < _ENOUGH:
             return
+        self._judged = True
         side = "low" if mean <= self._low else "high" if mean >= self._high else None
         previous, length = self._streak
         length = length + 1 if side == previous else 1

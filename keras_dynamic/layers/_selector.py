@@ -6,6 +6,7 @@ import numbers
 import keras
 import numpy as np
 
+from keras_dynamic._compat import keeping_losses
 from keras_dynamic.layers._checks import nonnegative
 from keras_dynamic.layers._choosing import ChoosingLayer
 from keras_dynamic.ops.penalties import (
@@ -128,9 +129,10 @@ class Selector(ChoosingLayer):
             prior = self.prior
             if not isinstance(prior, list):
                 prior = [1.0 / num_exits] * num_exits
-            divergence = divergence_from_prior(
-                probabilities, prior, self.prior_per_sample
-            )
+            with keeping_losses():
+                divergence = divergence_from_prior(
+                    probabilities, prior, self.prior_per_sample
+                )
             self.add_loss(self.prior_weight * divergence)
         if self.cost_weight:
             if not self._costs_known:

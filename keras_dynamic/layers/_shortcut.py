@@ -4,7 +4,7 @@ import math
 
 import keras
 
-__all__ = ["check_shortcut", "shortcut_of"]
+__all__ = ["check_shortcut", "known_shapes", "shortcut_of"]
 
 # Stands for a size that the input leaves open.
 _PROBE_SIZE = 64
@@ -23,7 +23,7 @@ def shortcut_of(shortcut, layer, input_shape, output_shape, data_format, dtype):
     Raises:
         ValueError: where one would be needed and is not wanted, or cannot be made.
     """
-    given, wanted = _known_shapes(layer, input_shape, output_shape)
+    given, wanted = known_shapes(layer, input_shape, output_shape)
     if given == wanted:
         return None
     if shortcut is None:
@@ -49,7 +49,7 @@ def check_shortcut(shortcut, bypassed_shape, output_shape):
         )
 
 
-def _known_shapes(layer, input_shape, output_shape):
+def known_shapes(layer, input_shape, output_shape):
     """Shapes of a sample before and after `layer`, without open sizes.
 
     Sizes that the input leaves open are tried with a number, since a layer with a

@@ -6,15 +6,18 @@ import keras
 import tensorflow as tf
 from keras import ops
 
-from keras_dynamic._compat import drop_losses, get_mask, set_mask, under_xla
+from keras_dynamic._compat import (
+    get_mask,
+    keeping_losses,
+    set_mask,
+)
 from keras_dynamic.layers._checks import checked_layer, checked_rate, nonnegative
 from keras_dynamic.layers._choosing import ChoosingLayer
-from keras_dynamic.layers._gate_records import GateRecord, collecting, report
 from keras_dynamic.layers._observed import metrics_of_gate
 from keras_dynamic.layers._pooled_head import small_gate
-from keras_dynamic.layers._shortcut import check_shortcut, shortcut_of
+from keras_dynamic.layers._shortcut import check_shortcut, known_shapes, shortcut_of
+from keras_dynamic.layers._skipping import per_sample, run_open_samples
 from keras_dynamic.ops.penalties import expected_cost, open_rate_penalty
-from keras_dynamic.ops.rows import run_on_rows
 
 __all__ = ["SkipGate"]
 
@@ -52,7 +55,8 @@ class SkipGate(ChoosingLayer):
 
     The logs of `fit` and `evaluate` show `<name>_open_rate`, the share of samples that
     inference would run, and `<name>_open_probability`, the mean probability of being
-    open. Of a gate inside another gate's layer they count the samples that got there. A
+    open. Of a gate inside another gate's layer `evaluate` counts the samples that got
+    there; in training all do. A
     gate that has collapsed gives a warning: one with a mean probability below 0.01 or
     above 0.99, or one that inference would run for every sample, or for none, in three
     epochs or evaluations in a row.
@@ -187,7 +191,7 @@ class SkipGate(ChoosingLayer):
         )
 
     def build(self, input_shape):
-        if not isinstance(input_shape[0], (int, type(None))):
+        if isinstance(input_shape, dict) or isinstance(input_shape[0], (list, tuple)):
             raise ValueError(
                 f"`inputs` must be one tensor. Received: shapes {input_shape}."
             )
@@ -199,7 +203,8 @@ class SkipGate(ChoosingLayer):
                 f"of shape {logits.shape} for an input of shape {tuple(input_shape)}."
             )
         output = _spec_of(self.layer, spec)
-        self._keeps_positions = spec.shape[1:2] == output.shape[1:2]
+        given, gives = known_shapes(self.layer, spec.shape, output.shape)
+        self._keeps_positions = given[:1] == gives[:1]
         if isinstance(self.shortcut, keras.Layer):
             bypassed = _spec_of(self.shortcut, spec)
             check_shortcut(self.shortcut, bypassed.shape, output.shape)
@@ -218,7 +223,8 @@ class SkipGate(ChoosingLayer):
         logits = self._logits(inputs, mask)
         if training:
             return self._dense(inputs, mask, logits)
-        return self._sparse(inputs, mask, logits)
+        probability = self._binary_probabilities(logits)
+        return run_open_samples(self, inputs, mask, logits > 0, probability)
 
     def compute_mask(self, inputs, previous_mask):
         if previous_mask is None or self._keeps_positions:
@@ -283,6 +289,18 @@ class SkipGate(ChoosingLayer):
         """The gate, built in or the user's."""
         return self._gate
 
+    def run(self, inputs, mask):
+        """f of some samples."""
+        # On a copy: the layer may take the mask off the tensor that it reads.
+        output = self.layer(set_mask(tf.identity(inputs), mask))
+        return tf.cast(output, self.compute_dtype)
+
+    def pass_by(self, inputs):
+        """What some samples get in place of f."""
+        if self._bypass is None:
+            return inputs
+        return tf.cast(self._bypass(inputs), self.compute_dtype)
+
     def observe(self, record):
         """Notes in the logs' metrics what it did when not training."""
         self._open_rate.observe(record.opened, record.reached)
@@ -298,16 +316,6 @@ class SkipGate(ChoosingLayer):
         logits = self._gate(set_mask(tf.identity(inputs), mask))
         return ops.cast(logits[:, 0], "float32")
 
-    def _run(self, inputs, mask):
-        # On a copy: the layer may take the mask off the tensor that it reads.
-        output = self.layer(set_mask(tf.identity(inputs), mask))
-        return tf.cast(output, self.compute_dtype)
-
-    def _pass_by(self, inputs):
-        if self._bypass is None:
-            return inputs
-        return tf.cast(self._bypass(inputs), self.compute_dtype)
-
     def _dense(self, inputs, mask, logits):
         """The whole batch through f, and the estimator's choice."""
         chosen = self._binary(logits, training=True)
@@ -316,50 +324,16 @@ class SkipGate(ChoosingLayer):
         self._regularize(opened, probability)
         self._open_rate.observe(opened, training=True)
         self._open_probability.observe(probability, training=True)
-        output, bypass = self._run(inputs, mask), self._pass_by(inputs)
-        chosen = _per_sample(tf.cast(chosen, self.compute_dtype), output)
+        output, bypass = self.run(inputs, mask), self.pass_by(inputs)
+        chosen = per_sample(tf.cast(chosen, self.compute_dtype), output)
         if self.additive:
             return bypass + chosen * output
         return chosen * output + (1 - chosen) * bypass
 
-    def _sparse(self, inputs, mask, logits):
-        """The open samples through f."""
-        opened, inner = logits > 0, []
-
-        def run(tensors):
-            with collecting() as records:
-                output = self._run(*tensors)
-            drop_losses(self.layer)
-            inner.extend(records)
-            return output, [v for record in records for v in record.vectors()]
-
-        if under_xla():
-            output, bypass = self._run(inputs, mask), self._pass_by(inputs)
-            drop_losses(self.layer)
-            if self.additive:
-                output += bypass
-            output = tf.where(_per_sample(opened, output), output, bypass)
-        else:
-            bypass = self._bypass and (lambda tensors: self._pass_by(tensors[0]))
-            output, notes = run_on_rows(
-                run, bypass, [inputs, mask], opened, adds=self.additive
-            )
-            notes = iter(notes)
-            inner = [r.with_vectors([next(notes) for _ in range(3)]) for r in inner]
-        own = GateRecord(
-            self,
-            tuple(inputs.shape[1:]),
-            tf.ones_like(logits),
-            tf.cast(opened, tf.float32),
-            self._binary_probabilities(logits),
-        )
-        report([own, *inner])
-        output.set_shape([inputs.shape[0], *output.shape[1:]])
-        return output
-
     def _regularize(self, opened, probability):
         if self.rate_weight:
-            penalty = open_rate_penalty(opened, probability, self.target_rate)
+            with keeping_losses():
+                penalty = open_rate_penalty(opened, probability, self.target_rate)
             self.add_loss(self.rate_weight * penalty)
         if not self.cost_weight:
             return
@@ -370,13 +344,9 @@ class SkipGate(ChoosingLayer):
                 "`fit`, or give `cost=`.",
                 stacklevel=2,
             )
-        cost = ops.convert_to_tensor(self.current_cost if self._cost_known else 1.0)
+        cost = ops.convert_to_tensor(self.current_cost)
+        cost = tf.where(cost == _UNKNOWN, 1.0, cost)
         self.add_loss(self.cost_weight * expected_cost(probability[:, None], cost))
-
-
-def _per_sample(values, output):
-    """(batch,) values with the rank of the output."""
-    return tf.reshape(values, [-1] + [1] * (len(output.shape) - 1))
 
 
 def _spec_of(layer, inputs):

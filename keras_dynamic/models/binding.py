@@ -3,7 +3,7 @@
 import keras
 from keras import tree
 
-from keras_dynamic._compat import layers_within
+from keras_dynamic._compat import functional_of, layers_within
 from keras_dynamic.layers.layer_choice import LayerChoice
 from keras_dynamic.layers.skip_gate import SkipGate
 from keras_dynamic.models.costs import total_flops
@@ -48,7 +48,7 @@ def bind_costs(model):
             "`model` must be a functional or built Sequential `keras.Model`. Received: "
             f"{model!r} of type {type(model)}."
         )
-    return fill_in_costs(model, total_flops(build_graph(model)))
+    return fill_in_costs(model, total_flops(build_graph(functional_of(model) or model)))
 
 
 def wants_costs(model):

@@ -100,7 +100,7 @@ class CompiledWalk:
     def no_answers(self, num_rows):
         """Answers of a batch before anything is known, to be written over."""
         units = self.exits[0].spec.shape[-1]
-        saved = {"saved": tf.zeros([num_rows])} if self.has_gates else {}
+        saved = {"saved": tf.zeros([num_rows], tf.float64)} if self.has_gates else {}
         return {
             **saved,
             "outputs": tf.zeros([num_rows, units], self._output_dtype),

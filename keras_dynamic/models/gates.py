@@ -32,11 +32,11 @@ def run_counted(steps, values, num_rows):
         num_rows: scalar, the rows that the steps run on.
 
     Returns:
-        (rows,) float32, FLOPs not executed for each sample.
+        (rows,) float64, FLOPs not executed for each sample.
     """
     with collecting() as records:
         run_steps(steps, values)
-    saved = tf.zeros([num_rows])
+    saved = tf.zeros([num_rows], tf.float64)
     for record in records:
         flops = saved_flops(record.gate, record.shape)
         skipped = record.reached - record.opened
@@ -46,7 +46,8 @@ def run_counted(steps, values, num_rows):
             lambda skipped=skipped: skipped,
             lambda: tf.zeros([num_rows]),
         )
-        saved += float(flops) * tf.reshape(skipped, [num_rows])
+        # Exact up to 2^53, where float32 is up to 2^24.
+        saved += float(flops) * tf.cast(tf.reshape(skipped, [num_rows]), tf.float64)
     return saved
 
 

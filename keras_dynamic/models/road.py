@@ -260,7 +260,7 @@ class Road:
         fed = tree.flatten(self._intake(x, training=False))
         num_rows = tf.shape(next(tensor for tensor in fed if tensor is not None))[0]
         values = dict(zip(self._graph.inputs, fed, strict=True))
-        saved, sums = tf.zeros([num_rows]), []
+        saved, sums = tf.zeros([num_rows], tf.float64), []
         for segment in self.segments:
             if self.has_gates:
                 saved += run_counted(segment.steps, values, num_rows)
