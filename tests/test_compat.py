@@ -126,3 +126,64 @@ def test_keras_rebuilds_a_functional_subclass_only_by_args_and_kwargs():
     # `DynamicModel.__init__` is written as it is for this reason.
     source = inspect.getsource(keras.Model.from_config)
     assert '"args"' in source and '"kwargs"' in source
+
+
+def test_losses_of_a_call_can_be_dropped():
+    layer = layers.Dense(2, activity_regularizer="l2")
+    outer = keras.Sequential([layer])
+    outer(np.ones((1, 3), "float32"))
+    assert len(outer.losses) == 1
+    _compat.drop_losses(outer)
+    assert outer.losses == []
+
+
+def test_losses_are_put_back():
+    class Adding(layers.Layer):
+        def call(self, inputs):
+            self.add_loss(keras.ops.sum(inputs))
+            with _compat.keeping_losses():
+                # What another replica does to the layers that both share.
+                self.add_loss(100.0 * keras.ops.sum(inputs))
+            return inputs
+
+    layer = Adding()
+    layer(np.ones((1, 3), "float32"))
+    assert [float(loss) for loss in layer.losses] == [3.0]
+
+
+def test_under_xla():
+    seen = []
+
+    def look(x):
+        seen.append(_compat.under_xla())
+        return tf.cond(x > 0, lambda: inside(x), lambda: x)
+
+    def inside(x):
+        seen.append(_compat.under_xla())
+        return x
+
+    look(tf.constant(1.0))
+    tf.function(look)(tf.constant(1.0))
+    tf.function(look, jit_compile=True)(tf.constant(1.0))
+    assert seen == [False, False, False, False, True, True]
+
+
+def test_layers_within():
+    class Holding(layers.Layer):
+        def __init__(self):
+            super().__init__()
+            self.listed = [layers.Dense(1), {"deep": layers.Dense(2)}]
+
+    holding = Holding()
+    found = _compat.layers_within(keras.Sequential([holding]))
+    assert holding in found and holding.listed[1]["deep"] in found
+    assert len({id(layer) for layer in found}) == len(found) == 4
+
+
+def test_weight_decay_is_added_to_what_is_excluded():
+    variables = [keras.Variable(1.0) for _ in range(3)]
+    optimizer = keras.optimizers.SGD(1.0, weight_decay=0.5)
+    optimizer.exclude_from_weight_decay(var_list=[variables[0]])
+    _compat.exclude_from_weight_decay(optimizer, [variables[1]])
+    optimizer.apply([tf.zeros(())] * 3, variables)
+    assert [float(variable) for variable in variables] == [1.0, 1.0, 0.5]

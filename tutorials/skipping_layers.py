@@ -209,7 +209,8 @@ figure.colorbar(image, label="open rate (% of the digit's test images)")
 figure.savefig("open_rates.png", dpi=150)
 
 # %% [markdown]
-# Nobody told the gates about classes; what they see is an image.
+# Nobody told the gates about classes, and yet some digits run a block several times as
+# often as others.
 #
 # ## What is trained, and what is run
 #
@@ -244,17 +245,19 @@ for name, model in models.items():
     )
 
 # %% [markdown]
-# The soft gates lose points when they are hardened, and so do their open rates: a gate
-# behind others was trained on blends, and at inference gets something else. The same
-# happens to the default's, on a smaller scale, since its draws are not the decisions
-# of inference. What draws are good for is finding out: a gate that is closed for a
-# sample without noise never learns what it would have gained by being open.
+# The soft gates lose points when they are hardened. The default's gain some, since at
+# inference there is no noise. With both, some open rates miss the target: it holds in
+# training, where later gates get blends or random draws from the earlier ones, and at
+# inference they get something else. `straight_through` has no such gap. (Its danger is
+# another one: a gate that is closed for a sample never learns what it would have gained
+# by being open. The target keeps some samples open here.)
 #
 # ## In a `DynamicModel`
 #
 # Gates and exits work together: an exit ends the computation, a gate thins it out.
 # `cost` counts both, in FLOPs for each sample, and `mean_cost` puts them over the plain
-# network with all gates open.
+# network with all gates open. The blocks and gates of `hard` go on learning, now with
+# an exit after the second block.
 
 # %%
 early = kd.EarlyExit(10, pooling="average", grid=2, name="early")(
@@ -290,6 +293,10 @@ rates = " / ".join(f"{scores[f'{name}_open_rate']:.0%}" for name in BLOCKS)
 print(f"accuracy {scores['accuracy']:.1%}, open rates {rates}")
 
 # %% [markdown]
+# At this price two blocks will do. The gates no longer look at the sample: each is open
+# for all or for none, and `fit` has warned that they collapsed. With a target that
+# would be a failure. With a price it can answer how deep the network should be.
+#
 # ## Gates that have nothing to decide
 #
 # A gate that is open for every sample, or for none, can go. `discretize` looks at some
@@ -306,6 +313,5 @@ print(report)
 # - `SkipGate(layer)` without `additive`, around a layer that changes shapes: closed
 #   samples go through a linear projection, trained with the rest.
 # - A gate of your own: `gate=keras.Sequential([...])`, from the input to (batch, 1).
-# - `keras.callbacks` or a second `fit` with a smaller learning rate, so that the open
-#   rates come to rest.
+# - `train` with a constant learning rate: how far do the open rates go astray?
 # - Gates in gates: a block inside a stage, both with a gate.

@@ -41,7 +41,8 @@ def run_open_samples(gate, inputs, mask, opened, probability):
     if under_xla():
         # Shapes are fixed there: all samples run, and the open ones are selected.
         (output, _), bypass = run([inputs, mask]), pass_by([inputs])
-        inner.clear()
+        open_rows = tf.cast(opened, tf.float32)
+        inner = [r.with_vectors([v * open_rows for v in r.vectors()]) for r in inner]
         if gate.additive:
             output += bypass
         output = tf.where(per_sample(opened, output), output, bypass)
