@@ -19,7 +19,6 @@ from tensorflow.python.ops.control_flow_util import GraphOrParentsInXlaContext
 
 __all__ = [
     "BatchIterator",
-    "drop_losses",
     "exclude_from_weight_decay",
     "functional_nodes",
     "functional_of",
@@ -99,30 +98,26 @@ def show_mask(tensor, shown):
         backend.set_keras_mask(tensor, mask)
 
 
-def drop_losses(layer):
-    """Forgets what `layer` added by `add_loss` in the call that is going on.
-
-    A tensor from a branch of a conditional must not be added up outside of it.
-    """
-    layer._clear_losses()
-
-
 @contextlib.contextmanager
-def keeping_losses():
-    """Around a reduction over replicas inside of a layer's call.
+def keeping_losses(layer=None):
+    """Puts the `add_loss` terms of layers back to what they were.
 
-    Such a reduction lets the other replicas run, one after the other, up to the same
-    place or to their end. They share the layers, whose `add_loss` terms Keras keeps in
-    one list for all: it is put back here to what this replica had in it.
+    Without a `layer`, those of all layers of the call that is going on: around a
+    reduction over replicas, which lets the other replicas run, one after the other, up
+    to the same place or to their end. They share the layers, whose terms Keras keeps in
+    one list for all. With a `layer`, around a call of it in a branch of a conditional,
+    from which no tensor may be added up outside of it.
     """
-    context = global_state.get_global_attribute("current_call_ctx")
-    layers = [] if context is None else context.entry_layer._flatten_layers()
-    kept = [(layer, list(layer._losses), set(layer._loss_ids)) for layer in layers]
+    if layer is None:
+        context = global_state.get_global_attribute("current_call_ctx")
+        layer = context and context.entry_layer
+    layers = [] if layer is None else layer._flatten_layers()
+    kept = [(each, list(each._losses), set(each._loss_ids)) for each in layers]
     yield
-    for layer, losses, ids in kept:
-        layer._losses[:] = losses
-        layer._loss_ids.clear()
-        layer._loss_ids.update(ids)
+    for each, losses, ids in kept:
+        each._losses[:] = losses
+        each._loss_ids.clear()
+        each._loss_ids.update(ids)
 
 
 def under_xla():

@@ -4,8 +4,17 @@ import math
 import numbers
 
 import keras
+import numpy as np
 
-__all__ = ["checked_layer", "checked_rate", "nonnegative"]
+__all__ = [
+    "checked_bool",
+    "checked_gate",
+    "checked_layer",
+    "checked_rate",
+    "checked_shortcut",
+    "nonnegative",
+    "numbers_in",
+]
 
 
 def nonnegative(name, value):
@@ -34,10 +43,54 @@ def checked_rate(name, value, closed=False):
     """A rate in (0, 1), or in (0, 1] where it is `closed`; None for one not given."""
     if value is None and closed:
         return None
-    rate = nonnegative(name, value)
+    rate = value if value != value else nonnegative(name, value)  # a NaN is no rate
     if not 0 < rate <= 1 or (rate == 1 and not closed):
         raise ValueError(
             f"`{name}` must lie in (0, 1{']' if closed else ')'}. Received: "
             f"{name}={value}."
         )
     return rate
+
+
+def checked_bool(name, value):
+    """Returns a bool."""
+    if not isinstance(value, bool):
+        raise TypeError(
+            f"`{name}` must be True or False. Received: {name}={value!r} of type "
+            f"{type(value)}."
+        )
+    return value
+
+
+def numbers_in(name, values):
+    """A list of floats from a flat list, tuple or array of numbers."""
+    array = np.asarray(values)
+    if array.ndim != 1 or array.dtype.kind not in "fiu":
+        raise TypeError(
+            f"`{name}` must be a flat list of numbers. Received: {name}={values!r}."
+        )
+    return [float(value) for value in array]
+
+
+def checked_gate(gate):
+    """Returns a layer for the argument `gate`, which must give logits."""
+    last = checked_layer("gate", gate)
+    while isinstance(last, keras.Sequential) and last.layers:
+        last = last.layers[-1]
+    if getattr(last, "activation", None) is keras.activations.sigmoid:
+        raise ValueError(
+            "`gate` must give logits; the sigmoid is taken here. Received: gate "
+            f"'{gate.name}', which ends in one."
+        )
+    return gate
+
+
+def checked_shortcut(value):
+    """Returns "auto", None or a layer for the argument `shortcut`."""
+    if isinstance(value, str) and value != "auto":
+        raise ValueError(
+            f"`shortcut` must be 'auto', a layer or None. Received: shortcut={value!r}."
+        )
+    if value is None or value == "auto":
+        return value
+    return checked_layer("shortcut", value)

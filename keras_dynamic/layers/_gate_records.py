@@ -13,8 +13,11 @@ import threading
 from typing import Any
 
 import tensorflow as tf
+from keras import tree
 
-__all__ = ["GateRecord", "collecting", "report"]
+from keras_dynamic._compat import layers_within
+
+__all__ = ["GateRecord", "GatesInBranches", "collecting", "report"]
 
 _local = threading.local()
 
@@ -71,6 +74,47 @@ def report(records):
             record.gate.observe(record)
     elif stack[-1][1] is _current_graph():
         stack[-1][0].extend(records)
+
+
+class GatesInBranches:
+    """Hands records out of the branches of a conditional, which must be alike.
+
+    Every branch gives three vectors for each gate that any of them holds, zeros for
+    those that it does not run.
+
+    Args:
+        layers: what the branches run.
+        inputs: structure of tensors, batch first.
+    """
+
+    def __init__(self, layers, inputs):
+        within = [inner for layer in layers for inner in layers_within(layer)]
+        gates = [inner for inner in within if hasattr(inner, "observe")]
+        self._gates = list({id(gate): gate for gate in gates}.values())
+        self._inputs, self._shapes = inputs, {}
+
+    def vectors(self, records):
+        """Vectors (batch,) of all gates, from the records of one branch."""
+        found = []
+        for gate in self._gates:
+            own = [record for record in records if record.gate is gate]
+            zeros = tf.zeros([tf.shape(tree.flatten(self._inputs)[0])[0]])
+            sums = [zeros] * 3
+            for record in own:
+                self._shapes[id(gate)] = record.shape
+                sums = [a + b for a, b in zip(sums, record.vectors(), strict=True)]
+            found.extend(sums)
+        return found
+
+    def records(self, vectors):
+        """The records of the branch that was taken."""
+        vectors = iter(vectors)
+        each = [(gate, [next(vectors) for _ in range(3)]) for gate in self._gates]
+        return [
+            GateRecord(gate, self._shapes[id(gate)], *own)
+            for gate, own in each
+            if id(gate) in self._shapes
+        ]
 
 
 def _stack():

@@ -9,6 +9,8 @@ __all__ = ["ObservedMean", "metrics_of_gate"]
 
 # So many samples have to agree before a mean is remarkable.
 _ENOUGH = 32
+# So many calls wait at most: eagerly nobody may ever ask for them.
+_CALLS = 255
 
 
 class ObservedMean(keras.metrics.Mean):
@@ -21,13 +23,13 @@ class ObservedMean(keras.metrics.Mean):
 
     Args:
         name: of the metric in the logs.
-        within: (low, high), what is expected of the mean.
+        within: (low, high), what is expected of the mean. Defaults to anything.
         otherwise: dict from "low" and "high" to the warning for a mean that is this low
-            or high, or more so; one of them may be missing.
+            or high, or more so; one of them may be missing. Defaults to none.
         after: int, how many results (epochs, evaluations) in a row make it so.
     """
 
-    def __init__(self, name, within, otherwise, after=1):
+    def __init__(self, name, within=(None, None), otherwise=(), after=1):
         super().__init__(name=name)
         self._low, self._high = within
         self._otherwise, self._after = otherwise, after
@@ -42,12 +44,15 @@ class ObservedMean(keras.metrics.Mean):
             self.update_state(values, weights)
         elif not eager or not self._compiled:
             # Else somebody calls the model while its compiled steps are measured.
-            self._waiting[_replica()] = (values, weights)
+            waiting = self._waiting.setdefault(_replica(), [])
+            # A layer may be called twice in a step; what another graph left goes.
+            waiting[:] = [pair for pair in waiting if _is_here(pair[0])][-_CALLS:]
+            waiting.append((values, weights))
 
     def result(self):
-        values, weights = self._waiting.pop(_replica(), (None, None))
-        if values is not None and _is_here(values):
-            self.update_state(values, weights)
+        for values, weights in self._waiting.pop(_replica(), ()):
+            if _is_here(values):
+                self.update_state(values, weights)
         result = super().result()
         if tf.executing_eagerly():
             count = keras.ops.convert_to_numpy(self.count)
@@ -61,7 +66,7 @@ class ObservedMean(keras.metrics.Mean):
 
     def _judge(self, mean, count):
         """Warns of a remarkable mean; asked once between two resets."""
-        if self._judged or count < _ENOUGH:
+        if not self._otherwise or self._judged or count < _ENOUGH:
             return
         self._judged = True
         side = "low" if mean <= self._low else "high" if mean >= self._high else None

@@ -230,12 +230,12 @@ class PooledHead(keras.layers.Layer):
         return tuple(shape[1:-1]) if last else tuple(shape[2:])
 
 
-def small_gate(initial_rate, data_format, dtype):
+def small_gate(initial_rate, data_format, dtype, name):
     """One logit a sample, at first the same for all: a yes of a given probability.
 
     Args:
         initial_rate: number in (0, 1), that probability.
-        data_format, dtype: as in a layer.
+        data_format, dtype, name: as in a layer.
     """
     return PooledHead(
         1,
@@ -247,7 +247,7 @@ def small_gate(initial_rate, data_format, dtype):
             math.log(initial_rate / (1.0 - initial_rate))
         ),
         dtype=dtype,
-        name="gate",
+        name=name,
     )
 
 

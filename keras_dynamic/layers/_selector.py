@@ -4,10 +4,9 @@ import math
 import numbers
 
 import keras
-import numpy as np
 
 from keras_dynamic._compat import keeping_losses
-from keras_dynamic.layers._checks import nonnegative
+from keras_dynamic.layers._checks import checked_bool, nonnegative, numbers_in
 from keras_dynamic.layers._choosing import ChoosingLayer
 from keras_dynamic.ops.penalties import (
     divergence_from_prior,
@@ -51,7 +50,7 @@ class Selector(ChoosingLayer):
         self.entropy_weight = nonnegative("entropy_weight", entropy_weight)
         self.prior_weight = nonnegative("prior_weight", prior_weight)
         self.cost_weight = nonnegative("cost_weight", cost_weight)
-        self.prior_per_sample = _checked_bool("prior_per_sample", prior_per_sample)
+        self.prior_per_sample = checked_bool("prior_per_sample", prior_per_sample)
         self.prior = _checked_prior(prior)
         self.exit_costs = _checked_costs(exit_costs)
         if self.cost_weight and exit_costs is None:
@@ -176,25 +175,6 @@ def _checked_num_exits(value):
     return int(value)
 
 
-def _checked_bool(name, value):
-    if not isinstance(value, bool):
-        raise TypeError(
-            f"`{name}` must be True or False. Received: {name}={value!r} of type "
-            f"{type(value)}."
-        )
-    return value
-
-
-def _numbers(name, values):
-    """A list of floats from a flat list, tuple or array of numbers."""
-    array = np.asarray(values)
-    if array.ndim != 1 or array.dtype.kind not in "fiu":
-        raise TypeError(
-            f"`{name}` must be a flat list of numbers. Received: {name}={values!r}."
-        )
-    return [float(value) for value in array]
-
-
 def _checked_prior(prior):
     if prior is None or isinstance(prior, str):
         if prior not in (None, "uniform"):
@@ -203,7 +183,7 @@ def _checked_prior(prior):
                 f"prior={prior!r}."
             )
         return prior
-    values = _numbers("prior", prior)
+    values = numbers_in("prior", prior)
     if not all(0 < value < math.inf for value in values):
         raise ValueError(
             "`prior` must hold positive probabilities (a zero would forbid an exit "
@@ -225,7 +205,7 @@ def _checked_costs(costs):
                 f"exit_costs={costs!r}."
             )
         return costs
-    values = _numbers("exit_costs", costs)
+    values = numbers_in("exit_costs", costs)
     if not all(0 <= value < math.inf for value in values):
         raise ValueError(
             f"`exit_costs` must be finite and >= 0. Received: exit_costs={costs}."

@@ -2,7 +2,7 @@
 
 import tensorflow as tf
 
-from keras_dynamic._compat import drop_losses, under_xla
+from keras_dynamic._compat import keeping_losses, under_xla
 from keras_dynamic.layers._gate_records import GateRecord, collecting, report
 from keras_dynamic.ops.rows import run_on_rows
 
@@ -25,18 +25,16 @@ def run_open_samples(gate, inputs, mask, opened, probability):
     inner = []
 
     def run(tensors):
-        with collecting() as records:
+        with collecting() as records, keeping_losses(gate.layer):
             output = gate.run(*tensors)
-        # A tensor from a branch cannot be added up outside of it.
-        drop_losses(gate.layer)
         inner.extend(records)
         return output, [v for record in records for v in record.vectors()]
 
     def pass_by(tensors):
-        output = gate.pass_by(tensors[0])
-        if gate.bypass is not None:
-            drop_losses(gate.bypass)
-        return output
+        if gate.bypass is None:
+            return tensors[0]
+        with keeping_losses(gate.bypass):
+            return gate.pass_by(tensors[0])
 
     if under_xla():
         # Shapes are fixed there: all samples run, and the open ones are selected.

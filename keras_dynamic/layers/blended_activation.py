@@ -198,8 +198,8 @@ class BlendedActivation(ChoosingLayer):
     def winner(self):
         """The strongest activation, as a plain layer to put in the place of this one.
 
-        It is the one with the largest weight: of all vectors of weights with a single
-        1, that one lies nearest to the blend.
+        It is the one whose weight is largest in absolute value. Its factor is left out,
+        which the layers around have to make up for where it is not near 1.
 
         Returns:
             A new `keras.layers.Activation` of the same name and policy, or `None` where
@@ -293,7 +293,7 @@ class BlendedActivation(ChoosingLayer):
         if self.constraint == "softmax":
             self._require_parameters()
             return ops.convert_to_numpy(self.parameters).argmax(axis=0)
-        return self._current_weights().argmax(axis=0)
+        return np.abs(self._current_weights()).argmax(axis=0)
 
     def _is_one_blend(self):
         return len(self.parameters.shape) == 1

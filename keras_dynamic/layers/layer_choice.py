@@ -5,10 +5,12 @@ import math
 import keras
 import numpy as np
 import tensorflow as tf
+from keras import tree
 
 from keras_dynamic._compat import get_mask, set_mask
-from keras_dynamic.layers._checks import nonnegative
+from keras_dynamic.layers._checks import nonnegative, numbers_in
 from keras_dynamic.layers._choosing import ChoosingLayer
+from keras_dynamic.layers._gate_records import GatesInBranches, collecting, report
 from keras_dynamic.layers._sub_layers import (
     build_layer,
     joint_mask,
@@ -23,6 +25,8 @@ __all__ = ["LayerChoice"]
 
 # Stands in the weight `current_costs` for a cost that nobody has filled in.
 _UNKNOWN = -1.0
+# Stands for a size that the input leaves open.
+_PROBE_SIZE = 64
 
 
 @keras.saving.register_keras_serializable(package="keras_dynamic")
@@ -118,7 +122,7 @@ class LayerChoice(ChoosingLayer):
         self.layers = _checked_layers(layers)
         self.entropy_weight = nonnegative("entropy_weight", entropy_weight)
         self.cost_weight = nonnegative("cost_weight", cost_weight)
-        if costs is not None and costs != "auto":
+        if costs is not None and not (isinstance(costs, str) and costs == "auto"):
             costs = _checked_costs(costs, len(self.layers))
         self.costs = costs
         if self.cost_weight and costs is None:
@@ -187,9 +191,11 @@ class LayerChoice(ChoosingLayer):
 
     def build(self, input_shape):
         shapes = []
+        # Sizes left open are tried with a number: a stride would leave them open too.
+        probed = tree.map_shape_structure(_without_open_sizes, input_shape)
         for layer in self.layers:
             build_layer(layer, input_shape)
-            shapes.append(output_shape(layer, input_shape))
+            shapes.append(output_shape(layer, probed))
         for layer, name, shape in zip(
             self.layers, self.layer_names, shapes, strict=True
         ):
@@ -204,7 +210,7 @@ class LayerChoice(ChoosingLayer):
                     "`layers` must all give the same output shape. Received: "
                     f"'{self.layer_names[0]}' ({type(first).__name__}), which gives "
                     f"{shapes[0]}, and '{name}' ({type(layer).__name__}), which gives "
-                    f"{shape}, for an input of shape {input_shape}."
+                    f"{shape}, for an input of shape {probed}."
                 )
 
     def call(self, inputs, training=False, mask=None):
@@ -277,24 +283,31 @@ class LayerChoice(ChoosingLayer):
 
     def _run_winner(self, inputs, mask):
         """Runs one sub-layer: in a graph, a branch of which one is executed."""
-        masked = []
+        masked, gates = [], GatesInBranches(self.layers, inputs)
 
         def branch(layer):
             def run():
-                answer = run_without_losses(layer, inputs, mask)
+                with collecting() as records:
+                    answer = run_without_losses(layer, inputs, mask)
                 own = get_mask(answer)
                 masked.append(own is not None)
                 # Branches give the same number of tensors, with a mask or without.
                 own = tf.constant(True) if own is None else own
-                return tf.cast(answer, self.compute_dtype), own
+                answer = tf.cast(answer, self.compute_dtype)
+                return answer, own, gates.vectors(records)
 
             return run
 
-        answer, own = tf.switch_case(
+        answer, own, vectors = tf.switch_case(
             tf.argmax(self.logits, output_type=tf.int32),
             [branch(layer) for layer in self.layers],
         )
+        report(gates.records(vectors))
         return set_mask(answer, own if all(masked) else None)
+
+
+def _without_open_sizes(shape):
+    return (shape[0], *(size or _PROBE_SIZE for size in shape[1:]))
 
 
 def _checked_layers(layers):
@@ -329,7 +342,7 @@ def _checked_costs(costs, count):
             "`costs` must be a list of numbers, 'auto' or None. Received: "
             f"costs={costs!r}."
         )
-    values = [float(value) for value in np.asarray(costs, "float64").reshape(-1)]
+    values = numbers_in("costs", costs)
     if len(values) != count:
         raise ValueError(
             f"`costs` must have {count} entries, one for each of `layers`. Received: "

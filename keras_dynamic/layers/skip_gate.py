@@ -11,12 +11,20 @@ from keras_dynamic._compat import (
     keeping_losses,
     set_mask,
 )
-from keras_dynamic.layers._checks import checked_layer, checked_rate, nonnegative
+from keras_dynamic.layers._checks import (
+    checked_bool,
+    checked_gate,
+    checked_layer,
+    checked_rate,
+    checked_shortcut,
+    nonnegative,
+)
 from keras_dynamic.layers._choosing import ChoosingLayer
-from keras_dynamic.layers._observed import metrics_of_gate
+from keras_dynamic.layers._observed import ObservedMean, metrics_of_gate
 from keras_dynamic.layers._pooled_head import small_gate
 from keras_dynamic.layers._shortcut import check_shortcut, known_shapes, shortcut_of
 from keras_dynamic.layers._skipping import per_sample, run_open_samples
+from keras_dynamic.ops import estimators
 from keras_dynamic.ops.penalties import expected_cost, open_rate_penalty
 
 __all__ = ["SkipGate"]
@@ -41,11 +49,15 @@ class SkipGate(ChoosingLayer):
     nothing is moved. This holds wherever the layer is called: in `Model.predict`, in
     the segments of a `DynamicModel`, whose `cost` counts it, within the layer of
     another gate, in an exported model. Under XLA, whose shapes are fixed, f runs on all
-    and the open ones are selected: same answer, no saving.
+    and the open ones are selected: same answer, no saving. So f must answer each sample
+    by itself.
 
     A relaxed estimator (`"soft"`, `"gumbel_softmax"`) trains a blend of f(x) and x that
     inference never computes: with s = 0.6 the answer jumps from the blend to f(x). The
-    hard ones train what is run; hence the default.
+    logs then show `<name>_gap`, the mean of |s - hardened s| without noise. The hard
+    estimators train one or the other, hence the default; it draws with noise, while
+    `"straight_through"` decides in training as inference does. With that one, and a
+    learning rate that falls to 0, a target is met best.
 
     Two losses may be added in training. `rate_weight * (rate - target_rate)**2`, where
     rate is the share of the batch with a positive logit: what inference would run, in
@@ -158,11 +170,11 @@ class SkipGate(ChoosingLayer):
                 f"rate_weight={rate_weight}, target_rate=None."
             )
         self.initial_open_rate = checked_rate("initial_open_rate", initial_open_rate)
-        self.additive = bool(additive)
+        self.additive = checked_bool("additive", additive)
         self.cost = cost if cost == "auto" else nonnegative("cost", cost)
         self.data_format = data_format or keras.config.image_data_format()
-        self.shortcut = _checked_shortcut(shortcut)
-        self.gate = None if gate is None else checked_layer("gate", gate)
+        self.shortcut = checked_shortcut(shortcut)
+        self.gate = None if gate is None else checked_gate(gate)
         if gate is not None and initial_open_rate != _INITIAL_OPEN_RATE:
             raise ValueError(
                 "`initial_open_rate` sets the bias of the built-in gate; set that of "
@@ -170,7 +182,10 @@ class SkipGate(ChoosingLayer):
                 f"with gate={gate}."
             )
         self._gate = self.gate or small_gate(
-            self.initial_open_rate, self.data_format, self.dtype_policy
+            self.initial_open_rate,
+            self.data_format,
+            self.dtype_policy,
+            name=f"{self.name}_gate",
         )
         self._bypass = self.shortcut if isinstance(shortcut, keras.Layer) else None
         self.current_cost = self.add_weight(
@@ -189,6 +204,9 @@ class SkipGate(ChoosingLayer):
         self._open_rate, self._open_probability = metrics_of_gate(
             self.name, may_always_open=target_rate == 1.0
         )
+        self._gap = None
+        if self.estimator not in estimators.HARD_ESTIMATORS:
+            self._gap = ObservedMean(f"{self.name}_gap")
 
     def build(self, input_shape):
         if isinstance(input_shape, dict) or isinstance(input_shape[0], (list, tuple)):
@@ -203,8 +221,13 @@ class SkipGate(ChoosingLayer):
                 f"of shape {logits.shape} for an input of shape {tuple(input_shape)}."
             )
         output = _spec_of(self.layer, spec)
+        if not isinstance(output, keras.KerasTensor):
+            raise ValueError(
+                f"`layer` must give one tensor. Received: layer '{self.layer.name}', "
+                "which gives several."
+            )
         given, gives = known_shapes(self.layer, spec.shape, output.shape)
-        self._keeps_positions = given[:1] == gives[:1]
+        self._keeps_positions = (len(given), *given[:1]) == (len(gives), *gives[:1])
         if isinstance(self.shortcut, keras.Layer):
             bypassed = _spec_of(self.shortcut, spec)
             check_shortcut(self.shortcut, bypassed.shape, output.shape)
@@ -235,6 +258,11 @@ class SkipGate(ChoosingLayer):
         return tuple(self.layer.compute_output_shape(input_shape))
 
     def compute_output_spec(self, inputs, mask=None, training=False):
+        if not keras.backend.is_float_dtype(inputs.dtype):
+            raise TypeError(
+                f"`inputs` must be floats, which '{self.name}' can hand on. Received: "
+                f"inputs of dtype {inputs.dtype}."
+            )
         shape = (inputs.shape[0], *_spec_of(self.layer, inputs).shape[1:])
         return keras.KerasTensor(shape, self.compute_dtype)
 
@@ -251,7 +279,8 @@ class SkipGate(ChoosingLayer):
     def load_own_variables(self, store):
         super().load_own_variables(store)
         if self.cost == "auto":  # it may have been filled in before saving
-            self._cost_known = float(self.current_cost) != _UNKNOWN
+            cost = ops.convert_to_numpy(self.current_cost)
+            self._cost_known = float(cost) != _UNKNOWN
 
     def get_config(self):
         shortcut = self.shortcut
@@ -303,8 +332,14 @@ class SkipGate(ChoosingLayer):
 
     def observe(self, record):
         """Notes in the logs' metrics what it did when not training."""
-        self._open_rate.observe(record.opened, record.reached)
-        self._open_probability.observe(record.probability, record.reached)
+        self._note(record.opened, record.probability, record.reached)
+
+    def _note(self, opened, probability, weights=None, training=False):
+        self._open_rate.observe(opened, weights, training)
+        self._open_probability.observe(probability, weights, training)
+        if self._gap is not None:
+            gap = tf.abs(probability - opened)
+            self._gap.observe(gap, weights, training)
 
     @property
     def weights_without_decay(self):
@@ -322,8 +357,7 @@ class SkipGate(ChoosingLayer):
         probability = self._binary_probabilities(logits)
         opened = tf.cast(logits > 0, tf.float32)
         self._regularize(opened, probability)
-        self._open_rate.observe(opened, training=True)
-        self._open_probability.observe(probability, training=True)
+        self._note(opened, probability, training=True)
         output, bypass = self.run(inputs, mask), self.pass_by(inputs)
         chosen = per_sample(tf.cast(chosen, self.compute_dtype), output)
         if self.additive:
@@ -352,13 +386,3 @@ class SkipGate(ChoosingLayer):
 def _spec_of(layer, inputs):
     """The symbolic output of a layer, which is built by that."""
     return layer(keras.KerasTensor(inputs.shape, inputs.dtype))
-
-
-def _checked_shortcut(value):
-    if isinstance(value, str) and value != "auto":
-        raise ValueError(
-            f"`shortcut` must be 'auto', a layer or None. Received: shortcut={value!r}."
-        )
-    if value is None or value == "auto":
-        return value
-    return checked_layer("shortcut", value)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+import tempfile
 
 import keras
 import numpy as np
@@ -93,6 +94,8 @@ def discretize(model, x=None, batch_size=None, return_report=False):
             "`model` must be a functional or built Sequential `keras.Model`. Received: "
             f"{model!r} of type {type(model)}."
         )
+    if x is not None and not any(True for _ in _batches(x, batch_size)):
+        raise ValueError("`x` must hold at least one sample. Received: none.")
     rates = {} if x is None else _open_rates(model, x, batch_size)
     builder = _Builder(rates)
     plain = builder.rebuild(model)
@@ -122,7 +125,7 @@ class _Builder:
     def __init__(self, rates):
         self.rates = rates
         self.replaced, self.reasons = {}, {}
-        self._pairs = []
+        self._pairs, self._made = [], {}
 
     def rebuild(self, model):
         """A functional or Sequential model with its layers replaced."""
@@ -135,7 +138,15 @@ class _Builder:
         )
 
     def layer_for(self, layer):
-        """The layer or operation, unbuilt, that stands in the place of another."""
+        """The layer or operation, unbuilt, that stands in the place of another.
+
+        One for each: a layer that stood in two places still does.
+        """
+        if id(layer) not in self._made:
+            self._made[id(layer)] = self._new_for(layer)
+        return self._made[id(layer)]
+
+    def _new_for(self, layer):
         if isinstance(layer, LayerChoice):
             winner = layer.winner()
             self.replaced[layer.name] = f"{winner.name} ({type(winner).__name__})"
@@ -144,20 +155,39 @@ class _Builder:
             return self._activation_for(layer)
         if isinstance(layer, SkipGate):
             return self._gate_for(layer)
-        new = type(layer).from_config(layer.get_config())
-        if isinstance(layer, keras.Layer):  # and no operation of the graph
+        config = layer.get_config()
+        blend = getattr(layer, "activation", None)
+        if isinstance(blend, BlendedActivation) and blend.winner() is not None:
+            function = self._activation_for(blend).activation
+            config["activation"] = keras.activations.serialize(function)
+            new = type(layer).from_config(config)
+            self._pairs.append((_Without(layer, blend), new))
+            return new
+        new = type(layer).from_config(config)
+        if type(layer) is keras.layers.TimeDistributed:
+            new.layer = self._inner(layer.layer)
+        elif isinstance(layer, keras.Layer):  # and no operation of the graph
             self._pairs.append((layer, new))
         return new
 
     def copy_weights(self):
         for old, new in self._pairs:
             new.set_weights(old.get_weights())
+            if hasattr(old, "save_assets") and type(old).__name__.endswith("Lookup"):
+                with tempfile.TemporaryDirectory() as folder:
+                    old.save_assets(folder)
+                    new.load_assets(folder)
+            if hasattr(new, "finalize_state"):  # what it computes from its weights
+                new.finalize_state()
 
     def _inner(self, layer, name=None):
         """A layer that stood inside of another one, under another name."""
         is_model = isinstance(layer, keras.Model) and getattr(layer, "inputs", None)
-        new = self.rebuild(layer) if is_model else self.layer_for(layer)
-        if name is not None:
+        known = id(layer) in self._made
+        if is_model and not known:
+            self._made[id(layer)] = self.rebuild(layer)
+        new = self.layer_for(layer)
+        if name is not None and not known:
             new.name = name  # not called yet: no graph knows it by another one
         return new
 
@@ -186,6 +216,10 @@ class _Builder:
             "no data to judge it by" if rate is None else f"open for {rate:.1%}"
         )
         config = {**gate.get_config(), "layer": self._inner(gate.layer)}
+        for name in ("gate", "shortcut"):
+            own = getattr(gate, name)
+            if isinstance(own, keras.Layer):
+                config[name] = self._inner(own)
         new = SkipGate.from_config(config)
         self._pairs.append((_Parts(gate), _Parts(new)))
         return new
@@ -210,14 +244,16 @@ def _call(layer, *args, **kwargs):
 
 
 class _Parts:
-    """The weights of a gate without those of its layer, which may be another one."""
+    """What a gate holds by itself: no layer that may have become another one."""
 
     def __init__(self, gate):
         self.gate = gate
 
     def _holders(self):
-        bypass = self.gate.bypass
-        return [self.gate.decider, *([] if bypass is None else [bypass])]
+        """The gate and the projection that were made by the layer."""
+        own_gate = [] if self.gate.gate is not None else [self.gate.decider]
+        made = self.gate.bypass is not None and self.gate.shortcut == "auto"
+        return [*own_gate, *([self.gate.bypass] if made else [])]
 
     def get_weights(self):
         gate = self.gate
@@ -227,9 +263,22 @@ class _Parts:
     def set_weights(self, weights):
         (temperature, cost), *parts = weights
         self.gate.current_temperature.assign(temperature)
-        self.gate.current_cost.assign(cost)
+        if cost >= 0:  # else nobody has filled it in
+            self.gate.bind_costs([cost])
         for holder, values in zip(self._holders(), parts, strict=True):
             holder.set_weights(values)
+
+
+class _Without:
+    """The weights of a layer without those of its activation."""
+
+    def __init__(self, layer, blend):
+        self._layer = layer
+        self._left_out = {id(weight) for weight in blend.weights}
+
+    def get_weights(self):
+        weights = self._layer.weights
+        return [np.asarray(w) for w in weights if id(w) not in self._left_out]
 
 
 def _batches(x, batch_size):
@@ -263,5 +312,5 @@ def _changes(old, new, x, batch_size):
         for one, other in pairs:
             change = np.abs(np.asarray(one, "float64") - np.asarray(other, "float64"))
             total, count = total + float(change.sum()), count + change.size
-            largest = max(largest, float(change.max()))
-    return total / count, largest
+            largest = max(largest, float(change.max(initial=0.0)))
+    return total / max(count, 1), largest

@@ -6,6 +6,7 @@ from keras import tree
 
 from keras_dynamic._compat import layers_within
 from keras_dynamic.layers._gate_records import collecting
+from keras_dynamic.layers.layer_choice import LayerChoice
 from keras_dynamic.layers.skip_gate import SkipGate
 from keras_dynamic.models.flops_primitives import shape_of, with_batch_of_one
 from keras_dynamic.models.graph import run_steps
@@ -34,10 +35,15 @@ def run_counted(steps, values, num_rows):
     Returns:
         (rows,) float64, FLOPs not executed for each sample.
     """
-    with collecting() as records:
-        run_steps(steps, values)
+    counted = []
+    for step in steps:
+        with collecting() as records:
+            run_steps([step], values)
+        # A layer of the user's own says itself what it costs, or is not counted.
+        if isinstance(step.operation, (SkipGate, LayerChoice)):
+            counted.extend(records)
     saved = tf.zeros([num_rows], tf.float64)
-    for record in records:
+    for record in counted:
         flops = saved_flops(record.gate, record.shape)
         skipped = record.reached - record.opened
         # A gate in a layer that folds other axes into the batch has other rows.

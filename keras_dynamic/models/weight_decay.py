@@ -3,6 +3,7 @@
 import keras
 
 from keras_dynamic import _compat
+from keras_dynamic.layers.blended_activation import BlendedActivation
 from keras_dynamic.layers.layer_choice import LayerChoice
 from keras_dynamic.layers.skip_gate import SkipGate
 
@@ -12,14 +13,15 @@ __all__ = ["exclude_from_weight_decay"]
 def exclude_from_weight_decay(optimizer, model):
     """Keeps what decides in a model out of the optimizer's weight decay.
 
-    Decay drives a gate's bias, which holds its open rate, and the logits of a
-    `LayerChoice` to 0, that is to even odds, whatever is best. `DynamicModel.compile`
-    does this by itself; for any other model call it before `fit`. What the optimizer
-    excludes already stays excluded.
+    Decay drives a gate's bias, which holds its open rate, the logits of a `LayerChoice`
+    and the parameters of a `BlendedActivation` to 0, that is to even odds, whatever is
+    best. `DynamicModel.compile` does this by itself; for any other model call it before
+    `fit`, and again when a file is loaded, since Keras does not save it. What the
+    optimizer excludes already stays excluded.
 
     Args:
         optimizer: a `keras.optimizers.Optimizer`.
-        model: a built model with `SkipGate` or `LayerChoice` layers, wherever they are.
+        model: a built model with such layers, wherever they are.
 
     Returns:
         List of the variables that are excluded now.
@@ -49,6 +51,8 @@ def exclude_from_weight_decay(optimizer, model):
             variables.extend(layer.weights_without_decay)
         elif isinstance(layer, LayerChoice):
             variables.extend(layer.choice_weights)
+        elif isinstance(layer, BlendedActivation) and layer.parameters is not None:
+            variables.append(layer.parameters)
     if variables:
         _compat.exclude_from_weight_decay(optimizer, variables)
     return variables

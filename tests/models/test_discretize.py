@@ -7,6 +7,7 @@ import textwrap
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from keras import layers
 
 import keras_dynamic as kd
@@ -241,3 +242,75 @@ def test_the_result_needs_no_keras_dynamic(tmp_path):
 def test_wants_a_functional_model():
     with pytest.raises(ValueError, match="`model` must be a functional.*Dense"):
         kd.discretize(layers.Dense(2))
+
+
+def test_a_layer_in_two_places_stays_one():
+    keras.utils.set_random_seed(0)
+    shared = layers.Dense(4, "tanh")
+    inputs = keras.Input((4,))
+    choice = kd.LayerChoice([shared, layers.Identity()], "straight_through")
+    choice.logits.assign([1.0, 0.0])
+    model = keras.Model(inputs, choice(shared(inputs)))
+    plain = kd.discretize(model)
+    assert len(plain.trainable_weights) == 2
+    equal(model, plain, data(8, 4))
+
+
+def test_states_that_are_no_weights():
+    normalization = layers.Normalization()
+    normalization.adapt(data(50, 4) * 3 + 5)
+    inputs = keras.Input((4,))
+    h = kd.SkipGate(layers.Dense(4))(normalization(inputs))
+    words = layers.StringLookup(vocabulary=["a", "b"])
+    strings = keras.Input((1,), dtype="string")
+    h = layers.Concatenate()(
+        [h, layers.Flatten()(layers.Embedding(3, 2)(words(strings)))]
+    )
+    model = keras.Model([inputs, strings], h)
+    plain = kd.discretize(model)
+    x = [tf.constant(data(3, 4)), tf.constant([["a"], ["b"], ["c"]])]
+    np.testing.assert_allclose(model(x), plain(x), rtol=1e-6)
+
+
+def test_activations_of_layers_and_what_stands_in_wrappers():
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((3, 4))
+    blend = kd.BlendedActivation(["relu", "tanh"], "unrestricted", name="blend")
+    blend.parameters.assign([0.1, -1.0])
+    h = layers.Dense(4, activation=blend)(inputs)
+    choice = kd.LayerChoice(
+        [layers.Dense(4), layers.Dense(4)], "reinmax", name="choice"
+    )
+    model = keras.Model(inputs, layers.TimeDistributed(choice)(h))
+    plain, report = kd.discretize(model, return_report=True)
+    assert not dynamic_layers(plain)
+    assert report.replaced["blend"] == "tanh"  # the largest in absolute value
+    x = data(2, 3, 4)
+    expected = layers.TimeDistributed(choice.winner())(
+        np.tanh(x @ model.layers[1].kernel + model.layers[1].bias)
+    )
+    np.testing.assert_allclose(plain.predict(x, verbose=0), expected, rtol=1e-5)
+
+
+def test_choices_in_a_gate_of_ones_own():
+    keras.utils.set_random_seed(0)
+    options = [layers.Dense(1), layers.Dense(1)]
+    own = kd.LayerChoice(options, "straight_through", name="own")
+    inputs = keras.Input((4,))
+    gate = kd.SkipGate(layers.Dense(4), gate=own, cost_weight=0.1, name="gate")
+    model = keras.Model(inputs, gate(inputs))
+    kd.bind_costs(model)
+    x = data(64, 4)
+    plain, report = kd.discretize(model, x, return_report=True)
+    assert list(report.kept) == ["gate"] and report.replaced["own"].startswith("dense")
+    equal(model, plain, x)
+    # Its cost is known as before: no warning.
+    plain.get_layer("gate")(x, training=True)
+    assert plain.get_layer("gate").current_cost == gate.current_cost
+
+
+def test_no_data():
+    inputs = keras.Input((4,))
+    model = keras.Model(inputs, kd.SkipGate(layers.Dense(4))(inputs))
+    with pytest.raises(ValueError, match="`x` must hold at least one sample"):
+        kd.discretize(model, np.zeros((0, 4)))
