@@ -163,10 +163,13 @@ class _Builder:
             new = type(layer).from_config(config)
             self._pairs.append((_Without(layer, blend), new))
             return new
-        new = type(layer).from_config(config)
         if type(layer) is keras.layers.TimeDistributed:
-            new.layer = self._inner(layer.layer)
-        elif isinstance(layer, keras.Layer):  # and no operation of the graph
+            inner = self._inner(layer.layer)
+            return keras.layers.TimeDistributed(
+                inner, name=layer.name, dtype=layer.dtype_policy
+            )
+        new = type(layer).from_config(config)
+        if isinstance(layer, keras.Layer):  # and no operation of the graph
             self._pairs.append((layer, new))
         return new
 
