@@ -21,8 +21,8 @@ does. With the default, half of the decisions near even odds are noise; in so fe
 that costs accuracy, and the open rates at inference, where no noise disturbs the gates
 before, lie farther from those of training.
 
-All settings were chosen on training images that nothing is trained on, `--images
-choosing`; the test images give the figures.
+All settings were chosen on training images that nothing is trained on (`--images
+choosing` scores on such images); the test images give the figures.
 
     python benchmarks/gated_resnet.py [--plot FILE] [--images test]
 
