@@ -29,6 +29,7 @@ __all__ = [
     "kept_mask",
     "loss_for",
     "metric_for",
+    "producer_of",
     "rename_metrics_by_exit",
     "replace_compile_config",
     "set_mask",
@@ -65,6 +66,11 @@ def functional_nodes(functional):
             if not node.is_input:
                 arguments = node.arguments
                 yield node.operation, arguments.args, arguments.kwargs, node.outputs
+
+
+def producer_of(tensor):
+    """The layer or operation that gave a symbolic tensor."""
+    return tensor._keras_history.operation
 
 
 def get_mask(tensor):

@@ -187,3 +187,8 @@ def test_weight_decay_is_added_to_what_is_excluded():
     _compat.exclude_from_weight_decay(optimizer, [variables[1]])
     optimizer.apply([tf.zeros(())] * 3, variables)
     assert [float(variable) for variable in variables] == [1.0, 1.0, 0.5]
+
+
+def test_producer_of():
+    dense = layers.Dense(2)
+    assert _compat.producer_of(dense(keras.Input((3,)))) is dense

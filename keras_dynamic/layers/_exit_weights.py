@@ -12,9 +12,9 @@ __all__ = ["ExitWeights"]
 class ExitWeights(keras.layers.Layer):
     """Hands the weights of a selector on.
 
-    A `DynamicModel` puts it behind the weights that it is given, whatever gives them.
-    So the model is known as one with a selector wherever its graph is all that is left
-    of it, as in a clone.
+    A `DynamicModel` puts it behind weights that do not come straight from a selector of
+    this package. So the model is known as one with a selector wherever its graph is all
+    that is left of it, as in a clone.
 
     Call arguments:
         weights: (batch, exits).
@@ -28,6 +28,9 @@ class ExitWeights(keras.layers.Layer):
 
     def call(self, weights):
         return carrying_soft(tf.identity(weights), soft_weights(weights))
+
+    def compute_flops(self, input_shape):
+        return 0
 
     def compute_output_shape(self, input_shape):
         return input_shape

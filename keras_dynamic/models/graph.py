@@ -60,8 +60,9 @@ class Step:
 
     `args` and `kwargs` are the call's own structures with a `Value` in place of
     every tensor of the graph. `masked` holds those that carry a mask when the whole
-    graph runs in order, None before `find_masks`. `glue` marks what Keras does by
-    itself where a nested model begins: casts, reshapes, masks.
+    graph runs in order, None before `find_masks`, and `after` maps those to the step
+    that left its mask behind when it read them, if one did. `glue` marks what Keras
+    does by itself where a nested model begins: casts, reshapes, masks.
     """
 
     operation: Any
@@ -70,6 +71,7 @@ class Step:
     outputs: tuple
     glue: bool = False
     masked: set | None = None
+    after: dict = dataclasses.field(default_factory=dict)
 
     @property
     def name(self):
@@ -143,12 +145,14 @@ def find_masks(graph):
     off the tensor that it reads, a nested model leaves one behind. So what a layer sees
     hangs on the order of the calls. Here the whole graph is traced (not run) in the
     order in which Keras calls it; a walk, which may call a later layer first, then
-    shows every layer the same masks.
+    shows every layer the same masks. Where a call left a mask behind that another layer
+    sees, that call comes before it in a walk too.
     """
 
     @tf.function(autograph=False)
     def trace(tensors):
         values = dict(zip(graph.inputs, tensors, strict=True))
+        left = {}
 
         def fill(argument):
             return values[argument] if isinstance(argument, Value) else argument
@@ -157,8 +161,13 @@ def find_masks(graph):
         with keras.StatelessScope():
             for step in graph.steps:
                 seen = {v for v in step.inputs if get_mask(values[v]) is not None}
-                object.__setattr__(step, "masked", seen)  # the one late field
+                object.__setattr__(step, "masked", seen)  # the two late fields
+                after = {value: left[value] for value in seen if value in left}
+                object.__setattr__(step, "after", after)
                 _call(step, values, fill)
+                for value in step.inputs:
+                    if value not in seen and get_mask(values[value]) is not None:
+                        left[value] = step
         return tensors
 
     specs = [tf.TensorSpec(v.spec.shape, v.spec.dtype) for v in graph.inputs]

@@ -97,4 +97,6 @@ def needed_steps(graph, outputs, done=()):
         if step not in needed:
             needed.add(step)
             pending.extend(step.inputs)
+            for earlier in step.after.values():
+                pending.extend(earlier.outputs)
     return tuple(step for step in graph.steps if step in needed)

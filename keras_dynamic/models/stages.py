@@ -91,10 +91,11 @@ def cut_for_selector(graph, weights):
         prologue = needed_steps(graph, [weights])
     done = {value for step in prologue for value in step.outputs}
     chunks = []
+    # A gate also needs the calls that leave the masks on its feature that it sees.
+    gates = [() if f is None else (f, *_mask_givers(selector, f)) for f in features]
     for index, exit_value in enumerate(exits):
-        wanted = [v for v in (exit_value, features[index]) if v is not None]
-        chunk = needed_steps(graph, wanted, done)
-        shared = [*exits[index + 1 :], *(f for f in features[index:] if f is not None)]
+        chunk = needed_steps(graph, [exit_value, *gates[index]], done)
+        shared = [*exits[index + 1 :], *(v for gate in gates[index:] for v in gate)]
         trunk_needs = set(needed_steps(graph, shared)) if index < last else set()
         trunk = tuple(step for step in chunk if step in trunk_needs)
         head = tuple(step for step in chunk if step not in trunk_needs)
@@ -117,6 +118,11 @@ def cut_for_selector(graph, weights):
     for stage in plan.stages:
         check_can_cross((*stage.live, *stage.head_inputs), stage.exit)
     return plan
+
+
+def _mask_givers(selector, feature):
+    step = selector.after.get(feature)
+    return () if step is None else step.outputs
 
 
 def _read(steps, wanted):

@@ -2,7 +2,9 @@
 
 import keras
 
+from keras_dynamic._compat import producer_of
 from keras_dynamic.layers._exit_weights import ExitWeights
+from keras_dynamic.layers._selector import Selector
 from keras_dynamic.layers.early_exit import EarlyExit
 
 __all__ = [
@@ -42,7 +44,8 @@ def with_selector_output(args, kwargs, selector):
             "`selector` must be the tensor of weights that an `ExitSelector` gives. "
             f"Received: selector={selector!r} of type {type(selector)}."
         )
-    selector = ExitWeights()(selector)
+    if not isinstance(producer_of(selector), Selector):
+        selector = ExitWeights()(selector)
     outputs = args[1] if len(args) > 1 else kwargs["outputs"]
     outputs = list(outputs) if isinstance(outputs, (list, tuple)) else [outputs]
     if len(args) > 1:
@@ -53,7 +56,7 @@ def with_selector_output(args, kwargs, selector):
 def ends_in_selector(model):
     """Whether the last output is a selector's; a clone is made without being told."""
     return any(
-        isinstance(layer, ExitWeights) and layer.output is model.outputs[-1]
+        isinstance(layer, (ExitWeights, Selector)) and layer.output is model.outputs[-1]
         for layer in model.layers
     )
 

@@ -384,9 +384,9 @@ def test_winner_is_a_plain_layer_in_its_place():
 
 
 def test_winner_has_the_largest_weight():
-    # -3 is farther from (0, 1) than from (1, 0) is 0.2.
+    # In absolute value: -3 x is more of a tanh than 0.2 x of a ReLU.
     layer = built([0.2, -3.0], ["relu", "tanh"], constraint="unrestricted")
-    assert layer.winner().activation is keras.activations.relu
+    assert layer.winner().activation is keras.activations.tanh
     # (1, -2) / -1 = (-1, 2).
     layer = built([1.0, -2.0], ["relu", "tanh"], constraint="sum_normalized")
     assert layer.winner().activation is keras.activations.tanh

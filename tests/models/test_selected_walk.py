@@ -21,7 +21,9 @@ def gates_by_hand(model, features, x):
         layer for layer in model.layers if isinstance(layer, kd.LayerwiseSelector)
     )
     flat = [tf.convert_to_tensor(array) for array in keras.tree.flatten(x)]
-    dense = keras.Function(model.inputs, features)(flat)
+    # Everything runs, since attention takes the masks off what it reads.
+    everything = keras.Function(model.inputs, [*features, *model.outputs])(flat)
+    dense = everything[: len(features)]
     logits = [
         gate(feature).numpy()[:, 0]
         for gate, feature in zip(selector.gates, dense, strict=True)
@@ -261,13 +263,13 @@ def test_costs_of_a_selector():
     early = layers.Dense(3, name="early")(hidden)  # 2*8*3 + 3 = 51
     deep = layers.Dense(5)(hidden)  # 2*8*5 + 5 = 85
     final = layers.Dense(3, name="final")(deep)  # 2*5*3 + 3 = 33
-    # 2*6*2 + 2 = 26; the choice 13 for each of 2 logits: centered 4, divided by tau 1,
-    # softmax 5, argmax 1, straight-through 2.
+    # 2*6*2 + 2 = 26; the choice 14 for each of 2 logits: infinite ones found 1, centered
+    # 4, divided by tau 1, softmax 5, argmax 1, straight-through 2.
     weights = kd.ExitSelector(2)(inputs)
     model = kd.DynamicModel(inputs, [early, final], selector=weights)
-    assert model.exit_costs.tolist() == [52 + 104 + 51, 52 + 104 + 85 + 33]
+    assert model.exit_costs.tolist() == [54 + 104 + 51, 54 + 104 + 85 + 33]
     costs = model.compute_costs()
-    assert costs.segments[0] == 52 + 104 and costs.heads == (51, 118)
+    assert costs.segments[0] == 54 + 104 and costs.heads == (51, 118)
     assert costs.reference == 222 and costs.unknown == ()
     model.exit_rule = "max_probability"
     assert model.exit_costs.tolist() == [155, 273]
@@ -314,10 +316,10 @@ def test_a_selector_in_the_middle_pays_what_it_reads_first():
     inputs = keras.Input((6,))
     a = layers.Dense(8)(inputs)  # 104
     b = layers.Dense(5)(a)  # 85
-    # 2*5*2 + 2 = 22, and 26 to choose.
+    # 2*5*2 + 2 = 22, and 28 to choose.
     weights = kd.ExitSelector(2)(b)
     model = kd.DynamicModel(
         inputs, [layers.Dense(3)(a), layers.Dense(3)(b)], selector=weights
     )
-    first = 104 + 85 + 22 + 26
+    first = 104 + 85 + 22 + 28
     assert model.exit_costs.tolist() == [first + 51, first + 33]
