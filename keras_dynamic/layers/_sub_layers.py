@@ -4,7 +4,7 @@ import keras
 import tensorflow as tf
 from keras import tree
 
-from keras_dynamic._compat import get_mask, set_mask
+from keras_dynamic._compat import get_mask, keeping_losses, set_mask
 
 __all__ = [
     "build_layer",
@@ -48,16 +48,9 @@ def run_layer(layer, inputs, mask):
 
 
 def run_without_losses(layer, inputs, mask):
-    """`run_layer`, but the losses that the layer adds are dropped.
-
-    A loss from a branch of a graph cannot be read outside of it. What is assigned to
-    variables is kept: metrics, the states of recurrent layers.
-    """
-    with _Updates() as updates:
-        answer = run_layer(layer, inputs, mask)
-    for variable, value in updates.by_variable.values():
-        variable.assign(value)
-    return answer
+    """`run_layer` in a branch: the losses that the layer adds are dropped."""
+    with keeping_losses(layer):
+        return run_layer(layer, inputs, mask)
 
 
 def joint_mask(answers):
@@ -69,18 +62,6 @@ def joint_mask(answers):
         if mask is not joint:
             joint = tf.logical_and(joint, mask)
     return joint
-
-
-class _Updates(keras.StatelessScope):
-    """Collects assignments, and lets go of losses."""
-
-    def __init__(self):
-        super().__init__()
-        self.by_variable = {}
-
-    def add_update(self, update):
-        super().add_update(update)
-        self.by_variable[id(update[0])] = update
 
 
 def _specs(input_shape):

@@ -71,7 +71,6 @@ def pooled():
         ),
     ],
 )
-# DEFECT: two replicas
 def test_is_a_layer(make_layer, shape, arguments, options):
     def make():
         made = {k: options[k]() for k in ("gate", "shortcut") if k in options}

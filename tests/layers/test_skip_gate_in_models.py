@@ -74,7 +74,6 @@ def test_inference_writes_to_no_variable(tmp_path):
         np.testing.assert_array_equal(variable, value, err_msg=variable.path)
 
 
-# DEFECT
 def test_a_call_during_fit_is_not_in_its_logs():
     class Calls(keras.callbacks.Callback):
         def on_train_batch_end(self, batch, logs=None):
@@ -120,7 +119,6 @@ def test_no_warning_of_a_healthy_gate():
     model.evaluate(x, x, verbose=0)  # warnings are errors
 
 
-# DEFECT
 def test_batches_are_not_epochs_when_run_eagerly():
     x = normal(64, 3)
     fitted(SkipGate(layers.Dense(3)), x, 1, 16, run_eagerly=True)
@@ -150,7 +148,6 @@ def test_losses_of_the_layer_count_in_training_only():
             assert logs["loss"] == pytest.approx(kernel_loss, rel=1e-4)
 
 
-# DEFECT
 @pytest.mark.parametrize("additive", [False, True])
 def test_losses_of_the_shortcut_count_in_training_only(additive):
     x = normal(8, 3)
@@ -229,7 +226,6 @@ def _rows(x):
     return [(row, int((row > 0).sum())) for row in x]
 
 
-# DEFECT
 @pytest.mark.filterwarnings("ignore:(?s).*does not support masking:UserWarning")
 def test_a_mask_ends_where_open_lengths_change():
     ids = keras.Input((None,), dtype="int32")
@@ -239,7 +235,6 @@ def test_a_mask_ends_where_open_lengths_change():
     assert model(np.array([[1, 2, 3, 0, 0, 0]])).shape == (1, 4)
 
 
-# DEFECT
 def test_two_replicas_see_one_rate():
     """The penalty is of the rate of all, whose halves have 1 and 0."""
     x = np.array([[1.0], [2], [-1], [-3]], "float32")
@@ -390,7 +385,6 @@ def test_errors(error, make, message):
         make()
 
 
-# DEFECT
 def test_a_dict_of_inputs_is_refused():
     with pytest.raises(ValueError, match="`inputs` must be one tensor"):
         dense()({"a": keras.Input((3,))})

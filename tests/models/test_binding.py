@@ -87,7 +87,6 @@ def test_a_model_without_gates():
     assert kd.bind_costs(network()) == {}
 
 
-# DEFECT
 def test_a_built_sequential():
     model = keras.Sequential([keras.Input((4,)), gate(name="g"), layers.Dense(2)])
     assert kd.bind_costs(model) == {"g": [pytest.approx(36 / 54)]}

@@ -189,7 +189,6 @@ def test_costs_of_nested_gates_by_hand():
     assert cost.tolist() == [2 + 10 + 10 + 12]
 
 
-# DEFECT
 def test_costs_of_many_flops_are_exact():
     inputs = hidden = keras.Input((300,))
     closed = keras.initializers.Constant(-1000.0)

@@ -263,8 +263,8 @@ def test_costs_of_a_selector():
     early = layers.Dense(3, name="early")(hidden)  # 2*8*3 + 3 = 51
     deep = layers.Dense(5)(hidden)  # 2*8*5 + 5 = 85
     final = layers.Dense(3, name="final")(deep)  # 2*5*3 + 3 = 33
-    # 2*6*2 + 2 = 26; the choice 14 for each of 2 logits: infinite ones found 1, centered
-    # 4, divided by tau 1, softmax 5, argmax 1, straight-through 2.
+    # 2*6*2 + 2 = 26; the choice 14 for each of 2 logits: infinite ones found 1,
+    # centered 4, divided by tau 1, softmax 5, argmax 1, straight-through 2.
     weights = kd.ExitSelector(2)(inputs)
     model = kd.DynamicModel(inputs, [early, final], selector=weights)
     assert model.exit_costs.tolist() == [54 + 104 + 51, 54 + 104 + 85 + 33]
