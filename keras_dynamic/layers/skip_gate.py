@@ -121,7 +121,7 @@ class SkipGate(ChoosingLayer):
             shortcut, a `rate_weight` without `target_rate`, an `initial_open_rate` for
             a `gate` of one's own, f that changes shapes with `shortcut=None`, or a
             gate that does not give (batch, 1).
-        TypeError: for what is no layer.
+        TypeError: for what is no layer, or inputs that are no floats.
 
     Example:
 

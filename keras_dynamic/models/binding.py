@@ -7,9 +7,8 @@ from keras_dynamic._compat import functional_of, layers_within
 from keras_dynamic.layers.layer_choice import LayerChoice
 from keras_dynamic.layers.skip_gate import SkipGate
 from keras_dynamic.models.costs import total_flops
-from keras_dynamic.models.flops_primitives import with_batch_of_one
+from keras_dynamic.models.gates import layer_flops
 from keras_dynamic.models.graph import build_graph
-from keras_dynamic.models.operation_flops import operation_flops
 
 __all__ = ["bind_costs", "fill_in_costs", "wants_costs"]
 
@@ -84,9 +83,7 @@ def _flops(inner, outer):
     inputs = tree.map_shape_structure(symbol, outer.get_build_config()["input_shape"])
     flops = None
     if all(None not in tensor.shape for tensor in tree.flatten(inputs)):
-        outputs = tree.flatten(inner.compute_output_spec(inputs))
-        outputs = [with_batch_of_one(tensor) for tensor in outputs]
-        flops = operation_flops(inner, (inputs,), {}, outputs)
+        flops = layer_flops(inner, inputs)
     if flops is None:
         raise ValueError(
             f"The FLOPs of '{inner.name}' ({type(inner).__name__}) in '{outer.name}' "

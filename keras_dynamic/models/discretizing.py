@@ -176,7 +176,7 @@ class _Builder:
     def copy_weights(self):
         for old, new in self._pairs:
             new.set_weights(old.get_weights())
-            if hasattr(old, "save_assets") and type(old).__name__.endswith("Lookup"):
+            if hasattr(old, "save_assets"):  # vocabularies
                 with tempfile.TemporaryDirectory() as folder:
                     old.save_assets(folder)
                     new.load_assets(folder)

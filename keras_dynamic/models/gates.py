@@ -8,7 +8,7 @@ from keras_dynamic._compat import layers_within
 from keras_dynamic.layers._gate_records import collecting
 from keras_dynamic.layers.layer_choice import LayerChoice
 from keras_dynamic.layers.skip_gate import SkipGate
-from keras_dynamic.models.flops_primitives import shape_of, with_batch_of_one
+from keras_dynamic.models.flops_primitives import shape_of, size, with_batch_of_one
 from keras_dynamic.models.graph import run_steps
 from keras_dynamic.models.operation_flops import operation_flops
 
@@ -64,28 +64,28 @@ def saved_flops(gate, shape):
         gate: a `SkipGate`.
         shape: of its input, without the batch axis, all sizes known.
     """
-    run = layer_flops(gate.layer, shape, gate.compute_dtype)
+    inputs = keras.KerasTensor((1, *shape), gate.compute_dtype)
+    run = layer_flops(gate.layer, inputs)
     if run is None:
         return 0
     if gate.additive:
-        return run + _elements(gate.layer, shape, gate.compute_dtype)
+        (output,) = _outputs(gate.layer, inputs)
+        return run + size(shape_of(output))
     if gate.bypass is None:
         return run
-    return run - (layer_flops(gate.bypass, shape, gate.compute_dtype) or 0)
+    return run - (layer_flops(gate.bypass, inputs) or 0)
 
 
-def layer_flops(layer, shape, dtype):
-    """FLOPs of a layer on one sample of a known shape, None where they are unknown."""
+def layer_flops(layer, inputs):
+    """FLOPs of a layer on one sample, None where they are unknown.
+
+    Args:
+        inputs: structure of `keras.KerasTensor`s, batch 1, all sizes known.
+    """
     with tf.init_scope():
-        inputs = keras.KerasTensor((1, *shape), dtype)
         return operation_flops(layer, (inputs,), {}, _outputs(layer, inputs))
 
 
 def _outputs(layer, inputs):
     outputs = tree.flatten(layer.compute_output_spec(inputs))
     return [with_batch_of_one(tensor) for tensor in outputs]
-
-
-def _elements(layer, shape, dtype):
-    (output,) = _outputs(layer, keras.KerasTensor((1, *shape), dtype))
-    return tf.TensorShape(shape_of(output)).num_elements()
