@@ -36,7 +36,9 @@ from keras_dynamic.layers.exit_selector import ExitSelector  # noqa: E402
 from keras_dynamic.layers.gumbel_softmax import GumbelSoftmax  # noqa: E402
 from keras_dynamic.layers.layer_choice import LayerChoice  # noqa: E402
 from keras_dynamic.layers.layerwise_selector import LayerwiseSelector  # noqa: E402
+from keras_dynamic.layers import routers  # noqa: E402
 from keras_dynamic.layers.skip_gate import SkipGate  # noqa: E402
+from keras_dynamic.layers.sparse_moe import SparseMoE  # noqa: E402
 from keras_dynamic.models import rules  # noqa: E402
 from keras_dynamic.models.binding import bind_costs  # noqa: E402
 from keras_dynamic.models.discretizing import discretize  # noqa: E402
@@ -57,11 +59,13 @@ __all__ = [
     "LayerChoice",
     "LayerwiseSelector",
     "SkipGate",
+    "SparseMoE",
     "bind_costs",
     "calibration",
     "callbacks",
     "discretize",
     "exclude_from_weight_decay",
+    "routers",
     "rules",
     "strip_exits",
 ]

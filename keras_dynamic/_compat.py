@@ -19,6 +19,7 @@ from tensorflow.python.ops.control_flow_util import GraphOrParentsInXlaContext
 
 __all__ = [
     "BatchIterator",
+    "calls_before",
     "exclude_from_weight_decay",
     "functional_nodes",
     "functional_of",
@@ -28,6 +29,7 @@ __all__ = [
     "keeping_losses",
     "kept_mask",
     "loss_for",
+    "losses_within",
     "metric_for",
     "producer_of",
     "rename_metrics_by_exit",
@@ -71,6 +73,27 @@ def functional_nodes(functional):
 def producer_of(tensor):
     """The layer or operation that gave a symbolic tensor."""
     return tensor._keras_history.operation
+
+
+def calls_before(tensors):
+    """Yields (operation, kwargs) for every call that symbolic tensors come from.
+
+    Those within nested functional models too. Keras publishes no way back.
+    """
+    pending, seen = list(tensors), set()
+    while pending:
+        history = getattr(pending.pop(), "_keras_history", None)
+        if history is None or history.operation is None:
+            continue
+        node = history.operation._inbound_nodes[history.node_index]
+        if id(node) in seen or node.is_input:
+            continue
+        seen.add(id(node))
+        yield node.operation, node.arguments.kwargs
+        inner = functional_of(node.operation)
+        if inner is not None:
+            pending.extend(inner.outputs)
+        pending.extend(node.input_tensors)
 
 
 def get_mask(tensor):
@@ -124,6 +147,26 @@ def keeping_losses(layer=None):
         each._losses[:] = losses
         each._loss_ids.clear()
         each._loss_ids.update(ids)
+
+
+@contextlib.contextmanager
+def losses_within(layer):
+    """Around a call of a layer in a branch: its `add_loss` terms are taken off it.
+
+    Yields:
+        A function that returns the list of terms added since.
+    """
+    before = {id(each): len(each._losses) for each in layer._flatten_layers()}
+
+    def added():
+        return [
+            loss
+            for each in layer._flatten_layers()
+            for loss in each._losses[before.get(id(each), 0) :]
+        ]
+
+    with keeping_losses(layer):
+        yield added
 
 
 def under_xla():

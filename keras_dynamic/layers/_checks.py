@@ -14,6 +14,7 @@ __all__ = [
     "checked_shortcut",
     "nonnegative",
     "numbers_in",
+    "positive_integer",
 ]
 
 
@@ -27,6 +28,18 @@ def nonnegative(name, value):
     if not 0 <= value < math.inf:
         raise ValueError(f"`{name}` must be finite and >= 0. Received: {name}={value}.")
     return float(value)
+
+
+def positive_integer(name, value):
+    """The int of an integer >= 1."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise TypeError(
+            f"`{name}` must be an integer. Received: {name}={value!r} of type "
+            f"{type(value)}."
+        )
+    if value < 1:
+        raise ValueError(f"`{name}` must be at least 1. Received: {name}={value}.")
+    return int(value)
 
 
 def checked_layer(name, value):

@@ -5,15 +5,14 @@
 
 import tensorflow as tf
 
+from keras_dynamic.ops._means import log, mean, mean_over_replicas
+
 __all__ = [
     "divergence_from_prior",
     "expected_cost",
     "mean_entropy",
     "open_rate_penalty",
 ]
-
-# The least normal float32: stands for a probability of 0 in a logarithm.
-_TINY = 1.1754944e-38
 
 
 def mean_entropy(probabilities):
@@ -22,7 +21,7 @@ def mean_entropy(probabilities):
     The less it is, the more a soft choice looks like a hard one.
     """
     probabilities = tf.cast(probabilities, tf.float32)
-    return _mean(-tf.reduce_sum(probabilities * _log(probabilities), axis=-1))
+    return mean(-tf.reduce_sum(probabilities * log(probabilities), axis=-1))
 
 
 def divergence_from_prior(probabilities, prior, per_sample=False):
@@ -42,9 +41,9 @@ def divergence_from_prior(probabilities, prior, per_sample=False):
     """
     probabilities = tf.cast(probabilities, tf.float32)
     if not per_sample:
-        probabilities = _mean_over_replicas(probabilities)[None]
-    ratio = _log(probabilities) - tf.math.log(tf.cast(prior, tf.float32))
-    return _mean(tf.reduce_sum(probabilities * ratio, axis=-1))
+        probabilities = mean_over_replicas(probabilities)[None]
+    ratio = log(probabilities) - tf.math.log(tf.cast(prior, tf.float32))
+    return mean(tf.reduce_sum(probabilities * ratio, axis=-1))
 
 
 def expected_cost(probabilities, costs):
@@ -58,7 +57,7 @@ def expected_cost(probabilities, costs):
         A float32 scalar.
     """
     probabilities = tf.cast(probabilities, tf.float32)
-    return _mean(tf.reduce_sum(probabilities * tf.cast(costs, tf.float32), axis=-1))
+    return mean(tf.reduce_sum(probabilities * tf.cast(costs, tf.float32), axis=-1))
 
 
 def open_rate_penalty(opened, probabilities, target):
@@ -75,32 +74,8 @@ def open_rate_penalty(opened, probabilities, target):
     Returns:
         A float32 scalar.
     """
-    probability = _mean_over_replicas(tf.cast(probabilities, tf.float32))
-    rate = tf.stop_gradient(_mean_over_replicas(tf.cast(opened, tf.float32)))
+    probability = mean_over_replicas(tf.cast(probabilities, tf.float32))
+    rate = tf.stop_gradient(mean_over_replicas(tf.cast(opened, tf.float32)))
     rate += probability - tf.stop_gradient(probability)
     return tf.square(rate - target)
 
-
-def _mean(values):
-    """Over the samples; 0, not NaN, for a replica that got none."""
-    count = tf.maximum(tf.shape(values)[0], 1)
-    return tf.reduce_sum(values, axis=0) / tf.cast(count, tf.float32)
-
-
-def _mean_over_replicas(values):
-    """Over the samples of the whole batch, wherever they are.
-
-    What is no linear function of a mean has to be computed from the mean of all; terms
-    that are linear can be averaged afterwards, which Keras does.
-    """
-    context = tf.distribute.get_replica_context()
-    if context is None or context.num_replicas_in_sync == 1:
-        return _mean(values)
-    count = tf.cast(tf.shape(values)[0], tf.float32)
-    total, count = context.all_reduce("SUM", [tf.reduce_sum(values, axis=0), count])
-    return total / tf.maximum(count, 1.0)
-
-
-def _log(probabilities):
-    # Finite at 0, where its product with the probability is 0 as it should be.
-    return tf.math.log(tf.maximum(probabilities, _TINY))

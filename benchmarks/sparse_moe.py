@@ -1,0 +1,210 @@
+"""What a mixture of experts costs, against a dense network of equal active size.
+
+Tokens of real text (or of random numbers where there is none) go through `SparseMoE`
+with random router weights, so the loads are uneven as they fall: the largest one over
+the mean is printed. Beside it run a dense network of the size of the chosen experts
+(Keras' own layers), dispatch by one-hot products as in GShard, and all experts on all
+tokens. Forward, and forward and backward with the gradients of the input and of all
+weights. Peak memory is measured in processes of their own.
+
+    python benchmarks/sparse_moe.py
+    python benchmarks/sparse_moe.py --quick
+"""
+
+import argparse
+import resource
+import statistics
+import subprocess
+import sys
+import time
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+import keras_dynamic as kd
+
+TOKENS, FEATURES, HIDDEN = 4096, 256, 1024
+
+
+def dense_network(hidden):
+    """A feed-forward network with `hidden` units."""
+    network = keras.Sequential(
+        [
+            keras.Input((FEATURES,)),
+            keras.layers.Dense(hidden, activation="relu"),
+            keras.layers.Dense(FEATURES),
+        ]
+    )
+    return network, network.trainable_weights
+
+
+def mixture(num_experts, top_k, **arguments):
+    layer = kd.SparseMoE(
+        num_experts,
+        HIDDEN,
+        top_k=top_k,
+        activation="relu",
+        noise_stddev=0.0,
+        balance_loss=None,
+        **arguments,
+    )
+    layer.build((TOKENS, FEATURES))
+    return layer
+
+
+class OneHot:
+    """Dispatch by products with one-hot tensors, capacity 1.25 (Lepikhin et al., 2020).
+
+    It has the mixture's own weights, stacked once.
+    """
+
+    def __init__(self, layer):
+        self.number = layer.num_experts
+        self.router = tf.Variable(layer._router.kernel)
+        tensors = [expert.tensors() for expert in layer.expert_layers]
+        self.weights = [tf.Variable(tf.stack(each)) for each in zip(*tensors)]
+        self.capacity = -(-5 * TOKENS // (4 * self.number))
+
+    @property
+    def trainable(self):
+        return [self.router, *self.weights]
+
+    def __call__(self, x):
+        first, first_bias, second, second_bias = self.weights
+        probabilities = tf.nn.softmax(x @ self.router)
+        weight, expert = tf.math.top_k(probabilities, 1)
+        chosen = tf.one_hot(expert[:, 0], self.number)
+        position = tf.cast(tf.cumsum(chosen, axis=0) * chosen - 1, tf.int32)
+        slots = tf.one_hot(position, self.capacity)  # (tokens, experts, capacity)
+        rows = tf.einsum("tec,td->ecd", slots, x)
+        hidden = tf.nn.relu(rows @ first + first_bias[:, None])
+        answers = hidden @ second + second_bias[:, None]
+        return tf.einsum("tec,ecd->td", slots * weight[..., None], answers)
+
+
+def functions(network, weights, x, targets):
+    """(forward, forward and backward), compiled and without arguments."""
+
+    @tf.function(autograph=False)
+    def forward():
+        return network(x)
+
+    @tf.function(autograph=False)
+    def both():
+        with tf.GradientTape() as tape:
+            # The loss is returned: TensorFlow leaves out what nobody asks for.
+            loss = tf.reduce_mean(tf.square(network(x) - targets))
+        return loss, tape.gradient(loss, [x, *map(tf_variable, weights)])
+
+    return forward, both
+
+
+def tf_variable(weight):
+    return weight.value if isinstance(weight, keras.Variable) else weight
+
+
+def median_times(calls, rounds):
+    """Median seconds of each of the calls, taken in turn."""
+    for call in calls.values():
+        call()
+        call()
+    times = {name: [] for name in calls}
+    for _ in range(rounds):
+        for name, call in calls.items():
+            start = time.perf_counter()
+            call()
+            times[name].append(time.perf_counter() - start)
+    return {name: statistics.median(each) for name, each in times.items()}
+
+
+def random_tokens():
+    generator = np.random.default_rng(0)
+    return generator.normal(size=(TOKENS, FEATURES)).astype("float32")
+
+
+def compare(num_experts, rounds):
+    """Prints the ratios for one number of experts."""
+    keras.utils.set_random_seed(0)
+    x, targets = tf.Variable(random_tokens()), tf.constant(random_tokens()[::-1])
+    one, two = mixture(num_experts, 1), mixture(num_experts, 2)
+    everyone = mixture(num_experts, 1, dispatch="dense")
+    one_hot = OneHot(one)
+    networks = {
+        "dense": dense_network(HIDDEN),
+        "dense, twice the size": dense_network(2 * HIDDEN),
+        "K = 1": (one, one.trainable_weights),
+        "K = 2": (two, two.trainable_weights),
+        "one-hot": (one_hot, one_hot.trainable),
+        "all experts": (everyone, everyone.trainable_weights),
+    }
+    chosen = tf.argmax(x @ one._router.kernel, axis=1).numpy()
+    counts = np.bincount(chosen, minlength=num_experts)
+    uneven = counts.max() / counts.mean()
+    pairs = {n: functions(*each, x, targets) for n, each in networks.items()}
+    for index, what in enumerate(("forward", "forward and backward")):
+        times = median_times({n: pair[index] for n, pair in pairs.items()}, rounds)
+        base, sparse = times["dense"], times["K = 1"]
+        print(f"\nE = {num_experts}, {what}; largest load / mean {uneven:.2f}")
+        for name, seconds in times.items():
+            print(
+                f"  {name:24}{seconds * 1e3:8.1f} ms  {seconds / base:6.2f} x dense  "
+                f"{seconds / sparse:6.2f} x K = 1"
+            )
+
+
+def peak_memory(which, num_experts):
+    """Megabytes that a process holds at most, running forward and backward."""
+    keras.utils.set_random_seed(0)
+    x, targets = tf.Variable(random_tokens()), tf.constant(random_tokens()[::-1])
+    if which == "dense":
+        network, weights = dense_network(HIDDEN)
+    else:
+        network = mixture(num_experts, 1)
+        weights = network.trainable_weights
+    _, both = functions(network, weights, x, targets)
+    for _ in range(5):
+        both()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def print_memory(num_experts):
+    """Peak of the mixture over that of the dense network plus the experts' weights."""
+    command = [sys.executable, __file__, "--memory"]
+
+    def measure(which):
+        out = subprocess.run(
+            [*command, which, "--experts", str(num_experts)],
+            check=True,
+            capture_output=True,
+            text=True,
+        )
+        return float(out.stdout.split()[-1])
+
+    dense, sparse = measure("dense"), measure("mixture")
+    per_expert = 2 * FEATURES * HIDDEN + HIDDEN + FEATURES
+    # Each weight is held once more as its gradient.
+    weights = 2 * (num_experts - 1) * per_expert * 4 / 2**20
+    print(
+        f"\nE = {num_experts}, peak memory: dense {dense:.0f} MiB, K = 1 "
+        f"{sparse:.0f} MiB, the further experts' weights and their gradients "
+        f"{weights:.0f} MiB: {sparse / (dense + weights):.2f} of the sum"
+    )
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="few rounds")
+    parser.add_argument("--memory", choices=["dense", "mixture"], help="one process")
+    parser.add_argument("--experts", type=int, nargs="+", default=[8, 16, 64])
+    arguments = parser.parse_args()
+    if arguments.memory:
+        print(peak_memory(arguments.memory, arguments.experts[0]))
+        return
+    for num_experts in arguments.experts:
+        compare(num_experts, 5 if arguments.quick else 31)
+        print_memory(num_experts)
+
+
+if __name__ == "__main__":
+    main()

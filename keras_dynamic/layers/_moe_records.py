@@ -1,0 +1,101 @@
+"""What a `SparseMoE` did for each sample, for the logs and for the count of FLOPs."""
+
+import dataclasses
+from typing import Any
+
+import tensorflow as tf
+
+__all__ = ["MoERecord", "record_of"]
+
+
+@dataclasses.dataclass(frozen=True)
+class MoERecord:
+    """One call of one layer on a batch; all vectors are (batch,) float32.
+
+    Attributes:
+        gate: the `SparseMoE`.
+        shape: static shape of its input, without the batch axis.
+        computed: list of E vectors, the units (tokens, or inputs) that each expert got.
+        reached: 1 where the sample got to the layer.
+        wanted: how many experts its units wanted, dropped ones included.
+        units: its units that are no padding.
+        entropy: sum over them of the router's entropy, in nats.
+        confidence: sum over them of the router's largest probability.
+    """
+
+    gate: Any
+    shape: tuple
+    computed: list
+    reached: tf.Tensor
+    wanted: tf.Tensor
+    units: tf.Tensor
+    entropy: tf.Tensor
+    confidence: tf.Tensor
+
+    def vectors(self):
+        return [
+            *self.computed,
+            self.reached,
+            self.wanted,
+            self.units,
+            self.entropy,
+            self.confidence,
+        ]
+
+    def with_vectors(self, vectors):
+        *computed, reached, wanted, units, entropy, confidence = vectors
+        return MoERecord(
+            self.gate,
+            self.shape,
+            computed,
+            reached,
+            wanted,
+            units,
+            entropy,
+            confidence,
+        )
+
+
+def record_of(layer, shape, choices, wanted, routing, counted):
+    """Counts what was decided for each of B samples of N units.
+
+    Args:
+        layer: the `SparseMoE`.
+        shape: static shape of its input, without the batch axis.
+        choices: `Choices`, after dropping.
+        wanted: (A,) int32, the experts before dropping, -1 for nobody.
+        routing: `Routing`.
+        counted: (B, N) bool, the units that are no padding, or None.
+
+    Returns:
+        A `MoERecord`.
+    """
+    logits = routing.logits
+    batch, number = tf.shape(logits)[0], tf.shape(logits)[1]
+    num_experts = logits.shape[-1]
+    assignments = tf.range(tf.size(choices.experts))
+    samples = choices.row_of(assignments, batch * number) // tf.maximum(number, 1)
+    cells = samples * num_experts + choices.experts
+    cells = tf.where(choices.experts < 0, batch * num_experts, cells)
+    ones = tf.ones_like(cells, tf.float32)
+    computed = tf.math.unsorted_segment_sum(ones, cells, batch * num_experts + 1)[:-1]
+    computed = tf.reshape(computed, [batch, num_experts])
+    want = tf.cast(wanted >= 0, tf.float32)
+
+    log_probabilities = tf.nn.log_softmax(logits)
+    probabilities = tf.exp(log_probabilities)
+    entropy = -tf.reduce_sum(
+        tf.math.multiply_no_nan(log_probabilities, probabilities), axis=-1
+    )
+    confidence = tf.reduce_max(probabilities, axis=-1)
+    present = tf.ones([batch, number], tf.bool) if counted is None else counted
+    return MoERecord(
+        layer,
+        shape,
+        tf.unstack(computed, axis=1),
+        reached=tf.ones([batch]),
+        wanted=tf.math.unsorted_segment_sum(want, samples, batch),
+        units=tf.reduce_sum(tf.cast(present, tf.float32), axis=1),
+        entropy=tf.reduce_sum(tf.where(present, entropy, 0.0), axis=1),
+        confidence=tf.reduce_sum(tf.where(present, confidence, 0.0), axis=1),
+    )

@@ -1,0 +1,138 @@
+"""The roads from rows to experts and back: dense, ragged, and of fixed capacity.
+
+A row is a token, or with one choice for a whole input that input. The dense road
+computes every expert for every row and selects; the others compute what was chosen.
+"""
+
+import dataclasses
+
+import tensorflow as tf
+
+from keras_dynamic.ops.dispatch import fixed_places, move_rows, sorted_places
+
+__all__ = ["Choices", "capacity_road", "dense_road", "ragged_road"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Choices:
+    """Which rows go to which experts, A assignments.
+
+    Attributes:
+        experts: (A,) int32, -1 for nobody.
+        weights: (A,) float32.
+        rows: (A,) int32, the row of each; None where assignment k * R + r is the k-th
+            choice of row r of R.
+        each: int, how many assignments a row has; None where they differ.
+        complete: bool, whether it is known that there is no -1.
+    """
+
+    experts: tf.Tensor
+    weights: tf.Tensor
+    rows: tf.Tensor | None
+    each: int | None
+    complete: bool
+
+    def row_of(self, assignments, num_rows):
+        """Rows of some assignments; of -1, which is nobody, any row."""
+        if self.rows is None:
+            return tf.math.floormod(assignments, tf.maximum(num_rows, 1))
+        return tf.gather(self.rows, tf.maximum(assignments, 0))
+
+
+def dense_road(experts, number, rows, mask, choices):
+    """Every expert for every row; what was not chosen has weight 0.
+
+    Args:
+        experts: `FeedForwardExperts` or `LayerExperts`.
+        number: int, of experts.
+        rows: (R, ...).
+        mask: of the rows, for experts that take one, or None.
+        choices: `Choices`.
+
+    Returns:
+        (R, ...) sum over the chosen experts of weight times answer.
+    """
+    num_rows = tf.shape(rows)[0]
+    ids = tf.range(tf.size(choices.experts))
+    cells = choices.experts * num_rows + choices.row_of(ids, num_rows)
+    cells = tf.where(choices.experts < 0, number * num_rows, cells)
+    total = number * num_rows + 1
+    weights = tf.math.unsorted_segment_sum(choices.weights, cells, total)[:-1]
+    weights = tf.reshape(weights, [number, num_rows])
+    if not choices.complete:
+        # What nobody computes may be anything, and 0 times a NaN is a NaN.
+        chosen = tf.reduce_any(weights != 0, axis=0)
+        rows = tf.where(_like(chosen, rows), rows, tf.zeros_like(rows))
+    answers = [
+        _weighted(experts.of_all(expert, rows, mask), weights[expert])
+        for expert in range(number)
+    ]
+    return tf.add_n(answers)
+
+
+def ragged_road(experts, number, rows, mask, choices):
+    """Each expert for its own rows, sorted by expert; sizes are known when it runs."""
+    places = sorted_places(choices.experts, number, choices.complete)
+    moved, own = _to_places(rows, mask, choices, places)
+    answers = experts.of_groups(moved, places.counts, own)
+    return _back(answers, tf.shape(rows)[0], choices, places)
+
+
+def capacity_road(experts, number, rows, mask, choices, capacity):
+    """Each expert for `capacity` rows, of which some may be zeros: fixed shapes."""
+    places = fixed_places(choices.experts, number, capacity)
+    moved, own = _to_places(rows, mask, choices, places)
+
+    def by_expert(tensor):
+        shape = [[number, capacity], tf.shape(tensor)[1:]]
+        inner = tensor.shape[1:]
+        folded = tf.reshape(tensor, tf.concat(shape, axis=0))
+        return tf.ensure_shape(folded, [number, None, *inner])
+
+    own = None if own is None else by_expert(own)
+    answers = experts.of_places(by_expert(moved), own)
+    inner = answers.shape[2:]
+    flat = tf.concat([[number * capacity], tf.shape(answers)[2:]], axis=0)
+    answers = tf.ensure_shape(tf.reshape(answers, flat), [None, *inner])
+    return _back(answers, tf.shape(rows)[0], choices, places)
+
+
+def _to_places(rows, mask, choices, places):
+    """Rows, and what their mask says, at the places of their assignments."""
+    num_rows = tf.shape(rows)[0]
+    sources = choices.row_of(places.held_by, num_rows)
+    if not places.complete:
+        sources = tf.where(places.held_by < 0, -1, sources)
+    if choices.rows is None:
+        targets = tf.reshape(places.place_of, [choices.each, -1])
+        moved = move_rows(rows, sources, targets, places.complete)
+    else:
+        nobody = tf.zeros(tf.concat([[1], tf.shape(rows)[1:]], axis=0), rows.dtype)
+        padded = tf.concat([rows, nobody], axis=0)
+        moved = tf.gather(padded, tf.where(sources < 0, num_rows, sources))
+    moved = tf.ensure_shape(moved, [None, *rows.shape[1:]])
+    return moved, None if mask is None else tf.gather(mask, tf.maximum(sources, 0))
+
+
+def _back(answers, num_rows, choices, places):
+    """The weighted sum of the answers that each row got."""
+    inner = answers.shape[1:]
+    back = move_rows(
+        answers, places.place_of, places.held_by[None], places.complete
+    )
+    weighted = _weighted(tf.ensure_shape(back, [None, *inner]), choices.weights)
+    if choices.rows is not None:
+        return tf.math.unsorted_segment_sum(weighted, choices.rows, num_rows)
+    if choices.each == 1:
+        return weighted
+    shape = tf.concat([[choices.each, num_rows], tf.shape(weighted)[1:]], axis=0)
+    return tf.reduce_sum(tf.reshape(weighted, shape), axis=0)
+
+
+def _weighted(answers, weights):
+    return answers * _like(tf.cast(weights, answers.dtype), answers)
+
+
+def _like(values, tensor):
+    """(rows,) values with the rank of a tensor (rows, ...)."""
+    return tf.reshape(values, [-1] + [1] * (len(tensor.shape) - 1))
