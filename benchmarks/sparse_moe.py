@@ -1,8 +1,7 @@
 """What a mixture of experts costs, against a dense network of equal active size.
 
-Tokens of real text (or of random numbers where there is none) go through `SparseMoE`
-with random router weights, so the loads are uneven as they fall: the largest one over
-the mean is printed. Beside it run a dense network of the size of the chosen experts
+Random tokens go through `SparseMoE` with random router weights, so the loads are uneven
+as they fall: the largest one over the mean is printed. Beside it run a dense network of the size of the chosen experts
 (Keras' own layers), dispatch by one-hot products as in GShard, and all experts on all
 tokens. Forward, and forward and backward with the gradients of the input and of all
 weights. Peak memory is measured in processes of their own.
@@ -12,11 +11,12 @@ weights. Peak memory is measured in processes of their own.
 """
 
 import argparse
-import resource
+import re
 import statistics
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -154,7 +154,7 @@ def compare(num_experts, rounds):
 
 
 def peak_memory(which, num_experts):
-    """Megabytes that a process holds at most, running forward and backward."""
+    """MiB that a process holds at most, running forward and backward (Linux)."""
     keras.utils.set_random_seed(0)
     x, targets = tf.Variable(random_tokens()), tf.constant(random_tokens()[::-1])
     if which == "dense":
@@ -165,7 +165,9 @@ def peak_memory(which, num_experts):
     _, both = functions(network, weights, x, targets)
     for _ in range(5):
         both()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    # Not `ru_maxrss`, in which a process starts with the peak of the one it came from.
+    status = Path("/proc/self/status").read_text()
+    return int(re.search(r"VmHWM:\s+(\d+) kB", status).group(1)) / 1024
 
 
 def print_memory(num_experts):

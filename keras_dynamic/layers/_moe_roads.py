@@ -117,9 +117,7 @@ def _to_places(rows, mask, choices, places):
 def _back(answers, num_rows, choices, places):
     """The weighted sum of the answers that each row got."""
     inner = answers.shape[1:]
-    back = move_rows(
-        answers, places.place_of, places.held_by[None], places.complete
-    )
+    back = move_rows(answers, places.place_of, places.held_by[None], places.complete)
     weighted = _weighted(tf.ensure_shape(back, [None, *inner]), choices.weights)
     if choices.rows is not None:
         return tf.math.unsorted_segment_sum(weighted, choices.rows, num_rows)

@@ -78,4 +78,3 @@ def open_rate_penalty(opened, probabilities, target):
     rate = tf.stop_gradient(mean_over_replicas(tf.cast(opened, tf.float32)))
     rate += probability - tf.stop_gradient(probability)
     return tf.square(rate - target)
-
