@@ -95,8 +95,9 @@ def capacity_for(rows, per_row, num_experts, factor):
         Scalar int32, at most `rows`, since a row goes to an expert once.
     """
     even = tf.cast(rows, tf.float64) * per_row / num_experts
-    # 1.1 * 10 is a little above 11, and is meant to be 11.
-    wanted = tf.math.ceil(tf.cast(factor, tf.float64) * even - 1e-6)
+    # 1.1 * 10 is a little above 11, and is meant to be 11. `tf.cast` would make a
+    # float32 of a number first, which is too coarse for that.
+    wanted = tf.math.ceil(tf.constant(factor, tf.float64) * even - 1e-6)
     wanted = tf.minimum(tf.cast(wanted, tf.int32), tf.cast(rows, tf.int32))
     return tf.maximum(wanted, 1)
 
