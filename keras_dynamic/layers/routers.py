@@ -115,6 +115,7 @@ class Router(keras.layers.Layer):
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
         self.seed = seed
         self.seed_generator = keras.random.SeedGenerator(seed)
+        self.supports_masking = True
 
     def build(self, input_shape):
         self.kernel = self.add_weight(
@@ -148,6 +149,9 @@ class Router(keras.layers.Layer):
             f"{type(self).__name__} is no layer of a functional model by itself: give "
             "it to `SparseMoE(router=...)`."
         )
+
+    def compute_mask(self, inputs, previous_mask):
+        return None  # a routing is no tensor of tokens
 
     def get_config(self):
         return {
