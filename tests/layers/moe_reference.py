@@ -213,3 +213,43 @@ def _network(expert, activate, gated):
 def router_kernel(layer):
     """The router's weight (features, E) in a built layer."""
     return layer._router.kernel
+
+
+def scattered(layer, input_shape):
+    """The layer, built, with random weights that are not small."""
+    layer.build(input_shape)
+    for seed, weight in enumerate(layer.trainable_weights):
+        weight.assign(np.random.default_rng(seed).normal(size=weight.shape))
+    return layer
+
+
+def mixture_of(layer, x, mask=None, training=False, **others):
+    """The `Mixture` of a `SparseMoE` without noise.
+
+    Args:
+        layer: built.
+        x: (B, ..., features).
+        mask: (B, ...) bool, or None.
+        training: bool.
+        others: arguments of `mixture` that the layer does not tell.
+    """
+    factor = layer.inference_capacity_factor
+    if training or layer.router == "expert_choice":
+        factor = layer.capacity_factor
+    arguments = {
+        "router": layer.router,
+        "top_k": layer.top_k,
+        "renormalize": layer.renormalize,
+        "capacity_factor": factor,
+        "batch_prioritized": layer.batch_prioritized,
+        "by_input": layer.route == "input",
+        **others,
+    }
+    experts = arguments.pop("experts", None) or networks(layer)
+    return mixture(
+        x.reshape(len(x), -1, x.shape[-1]),
+        router_kernel(layer),
+        experts,
+        mask=None if mask is None else mask.reshape(len(x), -1),
+        **arguments,
+    )
