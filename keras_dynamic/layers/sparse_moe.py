@@ -266,7 +266,8 @@ class SparseMoE(keras.layers.Layer):
                 f"Received: devices={self.devices} in the scope of a strategy."
             )
         features = input_shape[-1]
-        self._router.build((input_shape[0], None, features))
+        if not self._router.built:  # loading builds a router of one's own
+            self._router.build((input_shape[0], None, features))
         self._unit_shape = self._shape_of_a_unit(input_shape)
         self._answer_shape = build_experts(
             self.expert_layers, self._unit_shape, self._devices
