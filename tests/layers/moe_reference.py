@@ -126,7 +126,8 @@ def mixture(
             room = capacity(len(places), each, logits.shape[-1], capacity_factor)
             order = places
             if batch_prioritized:
-                order = sorted(places, key=lambda place: -chosen[place][0][1])
+                largest = {p: max(w for _, w in chosen[p]) for p in places}
+                order = sorted(places, key=lambda place: -largest[place])
             computed = _with_room(wanted, order, each, room)
 
     answers = [expert(x) for expert in experts]
