@@ -257,7 +257,10 @@ def checked_devices(devices, num_experts):
 
 
 def checked_mask(mask, input_shape):
-    """Raises for a mask that is not of the shape of the tokens."""
+    """Raises for a mask that is no bool for each token."""
+    dtype = keras.backend.standardize_dtype(mask.dtype)
+    if dtype != "bool":
+        raise TypeError(f"`mask` must be bool. Received: a mask of dtype {dtype}.")
     wanted, received = tuple(input_shape[:-1]), tuple(mask.shape)
     fits = len(wanted) == len(received) and all(
         None in (a, b) or a == b for a, b in zip(wanted, received, strict=True)
@@ -298,6 +301,11 @@ def _is_part(wanted, device):
         wanted.device_type is not None
         and wanted.device_type.upper() == device.device_type
         and (wanted.device_index or 0) == device.device_index
-        and wanted.job in (None, device.job)
-        and wanted.task in (None, device.task)
+        and _agree(wanted.job, device.job)
+        and _agree(wanted.task, device.task)
     )
+
+
+def _agree(wanted, found):
+    """Whether two parts of names are equal; the local machine's are often left out."""
+    return None in (wanted, found) or wanted == found
