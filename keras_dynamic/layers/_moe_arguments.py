@@ -20,6 +20,7 @@ from keras_dynamic.layers.routers import (
 __all__ = [
     "check_dispatch",
     "check_not_given",
+    "checked_activation",
     "checked_devices",
     "checked_experts",
     "checked_factor",
@@ -66,6 +67,17 @@ def checked_experts(experts, num_experts):
             f"num_experts={num_experts} with {len(experts)} experts."
         )
     return list(experts), len(experts)
+
+
+def checked_activation(activation):
+    """A function from a name or function."""
+    if isinstance(activation, keras.Layer):
+        raise TypeError(
+            "`activation` must be a name or a function: experts would share a layer's "
+            "weights. Give layers of your own as `experts`. Received: "
+            f"activation={activation!r}."
+        )
+    return keras.activations.get(activation)
 
 
 def checked_factor(name, value):

@@ -18,6 +18,7 @@ from keras_dynamic.layers._gate_records import report
 from keras_dynamic.layers._moe_arguments import (
     check_dispatch,
     check_not_given,
+    checked_activation,
     checked_devices,
     checked_experts,
     checked_factor,
@@ -225,7 +226,7 @@ class SparseMoE(keras.layers.Layer):
         self.z_weight = nonnegative("z_weight", z_weight)
         self.devices = None if devices is None else list(devices)
         self._devices = checked_devices(devices, self.num_experts)
-        self.activation = keras.activations.get(activation)
+        self.activation = checked_activation(activation)
         self.gated = checked_bool("gated", gated)
         self.use_bias = checked_bool("use_bias", use_bias)
         self.dispatch = checked_name("dispatch", dispatch, _ROADS)
