@@ -111,6 +111,9 @@ def raises(error, message):
         (TypeError, {"z_weight": None}, "Received: z_weight=None"),
         # Forms and roads
         (TypeError, {"gated": 1}, "Received: gated=1"),
+        (TypeError, {"activation": layers.PReLU(name="own")},
+         "Received: activation=<PReLU name=own"),
+        (ValueError, {"activation": "rely"}, "rely"),
         (TypeError, {"use_bias": "no"}, "Received: use_bias='no'"),
         (ValueError, {"dispatch": "sparse"},
          "['auto', 'ragged', 'capacity', 'dense']. Received: dispatch='sparse'."),

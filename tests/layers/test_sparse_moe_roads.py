@@ -247,6 +247,15 @@ def test_expert_choice_under_xla_says_so():
     np.testing.assert_allclose(actual, layer(x), rtol=1e-4, atol=1e-5)
 
 
+def test_layers_as_experts_under_xla():
+    x = normal(3, 5, 4)
+    experts = [keras.layers.Dense(3), keras.Sequential([keras.layers.Dense(3)])]
+    layer = kd.SparseMoE(experts=experts, noise_stddev=0, inference_capacity_factor=2.0)
+    scattered(layer, x.shape)
+    run = tf.function(layer, jit_compile=True, autograph=False)
+    np.testing.assert_allclose(run(x), layer(x), rtol=1e-4, atol=1e-5)
+
+
 def test_fit_compiled_by_xla():
     """The same weights as without, several sizes of batches included."""
     x, y = normal(10, 5, 4), normal(10, 5, 4, seed=1)
