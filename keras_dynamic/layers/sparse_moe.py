@@ -64,7 +64,7 @@ class SparseMoE(keras.layers.Layer):
     dropped adds nothing to the sum: put the layer into a residual block,
     `x + moe(norm(x))`, and a dropped token passes through. Of a token that is padding
     (`mask`) nothing is computed: it takes no room, counts in no loss and no metric, and
-    its answer is 0.
+    its answer is 0. (With `route="input"` experts get whole samples, padding too.)
 
     **Balance.** Left alone, routers send most tokens to a few experts. Losses added by
     `add_loss`, in training only, work against it; all are functions of probabilities,
@@ -117,8 +117,10 @@ class SparseMoE(keras.layers.Layer):
         z_weight: float >= 0. Defaults to 0.
         experts: list of Keras layers or models, kinds may differ, that give the same
             output shape: for rows (tokens, features), or with `route="input"` for
-            samples. They run on what was sent to them only; their losses count in
-            training. Defaults to `None`, the built-in networks.
+            samples. They run on what was sent to them only, except that on the capacity
+            and dense roads they also see zeros, or all rows: keep batch statistics off
+            these. Their losses count in training. Defaults to `None`, the built-in
+            networks.
         devices: list of device names such as `["GPU:0", "GPU:1"]`. Expert e has its
             weights and its computation on `devices[e % len(devices)]`. Optimizers put
             their slots where they are built, on the default device. XLA cannot compile
