@@ -6,6 +6,7 @@ Axes: B samples, N tokens, E experts.
 import dataclasses
 import math
 
+import keras
 import numpy as np
 from scipy import special
 
@@ -255,3 +256,29 @@ def mixture_of(layer, x, mask=None, training=False, **others):
         mask=None if mask is None else mask.reshape(len(x), -1),
         **arguments,
     )
+
+
+def some_mask(shape, seed=0):
+    """Of about a third of the tokens nothing counts."""
+    return np.random.default_rng(seed).uniform(size=shape) > 1 / 3
+
+
+def close(actual, expected, rtol=1e-4, atol=1e-5):
+    np.testing.assert_allclose(actual, expected, rtol=rtol, atol=atol)
+
+
+def in_model(layer, x, masked=False, optimizer=None, **arguments):
+    """A model of a layer that has random weights; the mask is a second input.
+
+    The product with 1 takes the mask off the output: Keras' loss would take a mean of
+    what counts in each replica.
+    """
+    inputs = [keras.Input(x.shape[1:])]
+    given = {}
+    if masked:
+        inputs.append(keras.Input(x.shape[1:-1], dtype="int32"))
+        given["mask"] = keras.ops.cast(inputs[1], "bool")
+    model = keras.Model(inputs, 1.0 * layer(inputs[0], **given))
+    scattered(layer, x.shape)
+    model.compile(optimizer or keras.optimizers.SGD(0.0), "mse", **arguments)
+    return model
