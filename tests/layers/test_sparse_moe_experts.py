@@ -14,21 +14,25 @@ from tests.ops.gradients import normal
 
 
 @keras.saving.register_keras_serializable(package="tests")
-class FirstFeatures(Router):
-    """Logits are the first features, so that a test says who goes where."""
+class Best(Router):
+    """The most probable expert."""
 
     routes_all = True
+
+    def call(self, inputs, mask=None, training=False):
+        logits = self.logits(inputs)
+        weights, experts = tf.math.top_k(tf.nn.softmax(logits), 1)
+        return Routing(weights, logits, experts)
+
+
+class FirstFeatures(Best):
+    """Logits are the first features, so that a test says who goes where."""
 
     def build(self, input_shape):
         pass  # no weight
 
     def logits(self, inputs):
         return tf.cast(inputs[..., : self.num_experts], tf.float32)
-
-    def call(self, inputs, mask=None, training=False):
-        logits = self.logits(inputs)
-        weights, experts = tf.math.top_k(tf.nn.softmax(logits), 1)
-        return Routing(weights, logits, experts)
 
 
 @keras.saving.register_keras_serializable(package="tests")
@@ -224,20 +228,17 @@ def test_experts_see_the_mask_of_an_input(road):
     close(answer, p * np.array([[9, 0], [18, 0], [0, 180]]))
 
 
-def test_losses_and_states_of_mixtures_in_mixtures_and_gates():
+def test_mixtures_and_gates_as_experts():
     """What is dynamic itself may be an expert."""
     inputs = keras.Input((5, 4))
     inner = kd.SparseMoE(2, 3, name="inner")
     gate = kd.SkipGate(layers.Dense(4), target_rate=0.5, rate_weight=0.1)
     moe = kd.SparseMoE(experts=[inner, gate, layers.Dropout(0.5)], name="outer")
-    model = keras.Model(inputs, layers.Dense(1)(moe(layers.Dense(4)(inputs))))
-    model.compile("adam", "mse")
-    x, y = normal(8, 5, 4), normal(8, 5, 1)
-    history = model.fit(x, y, 4, epochs=2, verbose=0).history
-    assert np.isfinite(history["loss"]).all()
-    logs = model.evaluate(x, y, verbose=0, return_dict=True)
-    assert np.isfinite(list(logs.values())).all()
-    close(model.predict(x, verbose=0), model(x))
+    model = keras.Model(inputs, moe(inputs))
+    model.compile("sgd", "mse")
+    x = normal(8, 5, 4)
+    logs = model.fit(x, x, 8, verbose=0, validation_data=(x, x)).history
+    assert np.isfinite([values[0] for values in logs.values()]).all()
 
 
 def test_a_sub_model_trained_elsewhere_stays_as_it_is():
@@ -259,7 +260,7 @@ def test_is_a_layer():
                 layers.Dense(5, kernel_regularizer="l2"),
                 keras.Sequential([layers.Dense(5), layers.Dense(5)]),
             ],
-            router=FirstFeatures(2),
+            router=Best(2),
             route="input",
         ),
         x,
@@ -271,21 +272,19 @@ def test_is_a_layer():
 
 def test_saving_keeps_router_and_experts(tmp_path):
     inputs = keras.Input((6, 4))
-    moe = kd.SparseMoE(experts=mixed(), router=FirstFeatures(3), name="moe")
+    moe = kd.SparseMoE(experts=mixed(), router=Best(3), name="moe")
     model = keras.Model(inputs, moe(inputs))
-    model.compile("adam", "mse")
     x = normal(4, 6, 4)
-    model.fit(x, normal(4, 6, 5), verbose=0)
-    expected = model.predict(x, verbose=0)
+    expected = model(x)
     model.save(tmp_path / "model.keras")
     model.save_weights(tmp_path / "model.weights.h5")
     loaded = keras.saving.load_model(tmp_path / "model.keras")
-    close(loaded.predict(x, verbose=0), expected)
+    close(loaded(x), expected)
     again = loaded.get_layer("moe")
-    assert isinstance(again.router, FirstFeatures)
+    assert isinstance(again.router, Best)
     kinds = [type(expert) for expert in again.experts]
     assert kinds == [layers.Dense, keras.Sequential, layers.Dense]
     copy = keras.models.clone_model(model)
     copy.load_weights(tmp_path / "model.weights.h5")
-    close(copy.predict(x, verbose=0), expected)
+    close(copy(x), expected)
     assert copy.get_layer("moe").experts[0] is not moe.experts[0]

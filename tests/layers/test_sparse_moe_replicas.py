@@ -36,8 +36,9 @@ def test_two_replicas_do_what_one_device_does(arguments, masked):
         layer = moe(z_weight=0.3, **arguments)
         model = in_model(layer, x, masked, keras.optimizers.SGD(0.1))
         logs = model.fit(feed, y, 8, epochs=2, shuffle=False, verbose=0).history
-        evaluated = model.evaluate(feed, y, 8, verbose=0, return_dict=True)
-        logs.update({f"evaluated_{name}": v for name, v in evaluated.items()})
+        if masked:
+            evaluated = model.evaluate(feed, y, 8, verbose=0, return_dict=True)
+            logs.update({f"evaluated_{name}": v for name, v in evaluated.items()})
         return logs, model.get_weights()
 
     logs, weights = run()
