@@ -30,13 +30,13 @@ def _check_backend():
 _check_backend()
 
 from keras_dynamic import calibration, callbacks  # noqa: E402
+from keras_dynamic.layers import routers  # noqa: E402
 from keras_dynamic.layers.blended_activation import BlendedActivation  # noqa: E402
 from keras_dynamic.layers.early_exit import EarlyExit  # noqa: E402
 from keras_dynamic.layers.exit_selector import ExitSelector  # noqa: E402
 from keras_dynamic.layers.gumbel_softmax import GumbelSoftmax  # noqa: E402
 from keras_dynamic.layers.layer_choice import LayerChoice  # noqa: E402
 from keras_dynamic.layers.layerwise_selector import LayerwiseSelector  # noqa: E402
-from keras_dynamic.layers import routers  # noqa: E402
 from keras_dynamic.layers.skip_gate import SkipGate  # noqa: E402
 from keras_dynamic.layers.sparse_moe import SparseMoE  # noqa: E402
 from keras_dynamic.models import rules  # noqa: E402

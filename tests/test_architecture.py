@@ -43,6 +43,7 @@ ORDERED = {
         "flops_primitives",
         "flops_of_sequences",
         "flops_of_choices",
+        "flops_of_mixtures",
         "flops_of_layers",
         "flops_of_ops",
         "flops_of_graphs",

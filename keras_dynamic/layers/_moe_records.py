@@ -55,6 +55,12 @@ class MoERecord:
             confidence,
         )
 
+    def totals(self):
+        """(E + 4,) sums over the samples, for the logs."""
+        *computed, _, wanted, units, entropy, confidence = self.vectors()
+        vectors = [*computed, wanted, units, entropy, confidence]
+        return tf.reduce_sum(tf.stack(vectors), axis=1)
+
 
 def record_of(layer, shape, choices, wanted, routing, counted):
     """Counts what was decided for each of B samples of N units.

@@ -16,10 +16,14 @@ from keras_dynamic.layers._checks import (
     nonnegative,
     positive_integer,
 )
+from keras_dynamic.ops.activation_flops import activation_flops
 from keras_dynamic.ops.dispatch import capacity_for
 from keras_dynamic.ops.seeds import replica_seed
 
 __all__ = ["DenseRouter", "ExpertChoiceRouter", "Router", "Routing", "TopKRouter"]
+
+# FLOPs of an element of a softmax.
+_SOFTMAX = activation_flops(keras.activations.softmax)
 
 
 class Routing(NamedTuple):
@@ -115,6 +119,10 @@ class Router(keras.layers.Layer):
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
         self.seed = seed
         self.seed_generator = keras.random.SeedGenerator(seed)
+        self.supports_masking = True
+
+    def compute_mask(self, inputs, previous_mask):
+        return None  # what was decided is no sequence
 
     def build(self, input_shape):
         self.kernel = self.add_weight(
@@ -149,6 +157,16 @@ class Router(keras.layers.Layer):
             "it to `SparseMoE(router=...)`."
         )
 
+    @property
+    def experts_per_token(self):
+        """How many experts a token goes to, for the count of FLOPs."""
+        return 1
+
+    def compute_flops(self, input_shape):
+        """FLOPs of the decision for (1, tokens, features): products and softmax."""
+        _, tokens, features = input_shape
+        return tokens * self.num_experts * (2 * features + _SOFTMAX)
+
     def get_config(self):
         return {
             **super().get_config(),
@@ -179,6 +197,10 @@ class DenseRouter(Router):
         everyone = tf.range(self.num_experts)
         experts = tf.broadcast_to(everyone, tf.shape(logits))
         return Routing(weights, logits, experts)
+
+    @property
+    def experts_per_token(self):
+        return self.num_experts
 
 
 @keras.saving.register_keras_serializable(package="keras_dynamic")
@@ -239,6 +261,10 @@ class TopKRouter(Router):
             experts,
             win_probabilities=self._win_probabilities(logits, noisy, training),
         )
+
+    @property
+    def experts_per_token(self):
+        return self.top_k
 
     def _win_probabilities(self, logits, noisy, training):
         if not training or not self.sigma:
@@ -303,6 +329,11 @@ class ExpertChoiceRouter(Router):
         return Routing(
             tf.where(taken, weights, 0.0), logits, tokens=tf.where(taken, tokens, -1)
         )
+
+    def tokens_for_each(self, tokens):
+        """How many tokens each expert takes of a sample's `tokens`, an int."""
+        wanted = math.ceil(self.top_k * tokens / self.num_experts - 1e-6)
+        return max(min(wanted, tokens), 1)
 
     def _capacity(self, tokens):
         return capacity_for(tokens, 1, self.num_experts, self.top_k)

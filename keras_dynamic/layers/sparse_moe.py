@@ -1,18 +1,13 @@
 """SparseMoE: a mixture of experts that computes the chosen experts."""
 
-import warnings
-
 import keras
 import tensorflow as tf
 
-from keras_dynamic._compat import get_mask, keeping_losses, under_xla
+from keras_dynamic._compat import get_mask, keeping_losses
 from keras_dynamic.layers._checks import checked_bool, nonnegative, positive_integer
 from keras_dynamic.layers._experts import (
-    FeedForward,
-    FeedForwardExperts,
-    LayerExperts,
     build_experts,
-    reseeded,
+    feed_forwards,
 )
 from keras_dynamic.layers._gate_records import report
 from keras_dynamic.layers._moe_arguments import (
@@ -24,20 +19,20 @@ from keras_dynamic.layers._moe_arguments import (
     checked_losses,
     checked_mask,
     checked_name,
+    known_devices,
     router_for,
     warn_of_causal_producers,
 )
 from keras_dynamic.layers._moe_choices import choices_of, units_of, with_capacity
 from keras_dynamic.layers._moe_losses import routing_losses
 from keras_dynamic.layers._moe_records import record_of
-from keras_dynamic.layers._moe_roads import capacity_road, dense_road, ragged_road
+from keras_dynamic.layers._moe_roads import ROADS, mixture_of
 from keras_dynamic.layers._observed import ObservedRouting
 from keras_dynamic.layers._sub_layers import output_shape
 from keras_dynamic.layers.routers import ExpertChoiceRouter, Router
 
 __all__ = ["SparseMoE"]
 
-_ROADS = ("auto", "ragged", "capacity", "dense")
 _ROUTES = ("token", "input")
 
 
@@ -194,6 +189,8 @@ class SparseMoE(keras.layers.Layer):
         seed=None,
         **kwargs,
     ):
+        if kwargs.get("name") is None:
+            kwargs["name"] = _unique_name()
         super().__init__(**kwargs)
         self.experts, number = checked_experts(experts, num_experts)
         self.num_experts = positive_integer("num_experts", number)
@@ -224,21 +221,18 @@ class SparseMoE(keras.layers.Layer):
         self._balance = checked_losses(balance_loss, balance_weight, self._router)
         self.z_weight = nonnegative("z_weight", z_weight)
         self.devices = None if devices is None else list(devices)
-        self._devices = checked_devices(devices, self.num_experts)
+        self.device_of_experts = checked_devices(devices, self.num_experts)
         self.activation = keras.activations.get(activation)
         self.gated = checked_bool("gated", gated)
         self.use_bias = checked_bool("use_bias", use_bias)
-        self.dispatch = checked_name("dispatch", dispatch, _ROADS)
+        self.dispatch = checked_name("dispatch", dispatch, ROADS)
         check_dispatch(self)
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
         self.bias_initializer = keras.initializers.get(bias_initializer)
         self.kernel_regularizer = keras.regularizers.get(kernel_regularizer)
-        self.expert_layers = self.experts or [
-            self._feed_forward(expert) for expert in range(self.num_experts)
-        ]
+        self.expert_layers = self.experts or feed_forwards(self)
         self.supports_masking = True
         self.supports_jit = devices is None
-        self._warned_of_xla = False
         self._routing = ObservedRouting(self.name, self.num_experts)
 
     def build(self, input_shape):
@@ -259,7 +253,7 @@ class SparseMoE(keras.layers.Layer):
                 "sample, of which there is one here. Received: inputs of shape "
                 f"{tuple(input_shape)}, route={self.route!r}."
             )
-        if self._devices is not None and tf.distribute.has_strategy():
+        if self.device_of_experts is not None and tf.distribute.has_strategy():
             raise ValueError(
                 "`devices` places experts by itself, which does not go together with a "
                 "`tf.distribute` strategy, for which the layer is data parallel. "
@@ -269,7 +263,7 @@ class SparseMoE(keras.layers.Layer):
         self._router.build((input_shape[0], None, features))
         self._unit_shape = self._shape_of_a_unit(input_shape)
         self._answer_shape = build_experts(
-            self.expert_layers, self._unit_shape, self._devices
+            self.expert_layers, self._unit_shape, self.device_of_experts
         )
         if self.route == "token" and len(self._answer_shape) != 2:
             raise ValueError(
@@ -297,10 +291,10 @@ class SparseMoE(keras.layers.Layer):
         shape = tuple(inputs.shape[1:])
         record = record_of(self, shape, choices, wanted.experts, routing, counted)
         if training:
-            self._routing.observe(_totals(record), training=True)
+            self._routing.observe(record.totals(), training=True)
         else:
             report([record])
-        return self._compute(inputs, mask, choices, room, training)
+        return mixture_of(self, inputs, mask, choices, room, training)
 
     def compute_output_shape(self, input_shape):
         if self.experts is None:
@@ -323,9 +317,19 @@ class SparseMoE(keras.layers.Layer):
         kept = self.compute_output_shape(inputs.shape)[:-1] == tuple(inputs.shape[:-1])
         return previous_mask if kept else None
 
+    @property
+    def decider(self):
+        """The router, built in or the user's."""
+        return self._router
+
+    @property
+    def record_size(self):
+        """How many vectors its records have."""
+        return self.num_experts + 5
+
     def observe(self, record):
         """Notes in the logs' metrics what it did when not training."""
-        self._routing.observe(_totals(record))
+        self._routing.observe(record.totals())
 
     def get_config(self):
         router, experts = self.router, self.experts
@@ -372,76 +376,8 @@ class SparseMoE(keras.layers.Layer):
                 else each
                 for each in config["experts"]
             ]
+        config["devices"] = known_devices(config["devices"])
         return cls(**config)
-
-    def _compute(self, inputs, mask, choices, room, training):
-        """Sends rows along a road, and puts the answers in the shape of the output."""
-        rows, row_mask = inputs, None
-        if self.route == "token":
-            rows = tf.reshape(inputs, [-1, inputs.shape[-1]])
-        elif self.experts is not None:
-            row_mask = mask
-        rows = tf.cast(rows, self.compute_dtype)
-        if self.experts is None:
-            experts = FeedForwardExperts(self.expert_layers, self._devices)
-        else:
-            experts = LayerExperts(
-                self.expert_layers,
-                self._devices,
-                self.compute_dtype,
-                self.add_loss if training else None,
-            )
-        road = self._road(choices, room)
-        arguments = experts, self.num_experts, rows, row_mask, choices
-        if road == "capacity":
-            answers = capacity_road(*arguments, room)
-        else:
-            answers = (ragged_road if road == "ragged" else dense_road)(*arguments)
-        if self.route == "token":
-            sizes = [tf.shape(inputs)[:-1], [self._answer_shape[-1]]]
-            answers = tf.reshape(answers, tf.concat(sizes, axis=0))
-        shape = self.compute_output_shape(inputs.shape)
-        return tf.ensure_shape(answers, [inputs.shape[0], *shape[1:]])
-
-    def _road(self, choices, room):
-        """Which road to take: as `dispatch` says, or the fastest that can be taken."""
-        xla = under_xla()
-        if self._devices is not None:
-            if xla:
-                raise RuntimeError(
-                    f"Layer '{self.name}' places its experts on several devices, "
-                    "which XLA cannot compile: use `jit_compile=False`. Received: "
-                    f"devices={self.devices}."
-                )
-            return "ragged"
-        if self.dispatch == "dense":
-            return "dense"
-        fixed = room is not None
-        if not xla:
-            if self.dispatch == "auto":
-                if choices.each == self.num_experts:
-                    return "dense"
-                on_gpu = bool(tf.config.list_logical_devices("GPU"))
-                return "capacity" if fixed and on_gpu else "ragged"
-            return self.dispatch if fixed else "ragged"
-        if fixed:
-            return "capacity"
-        if choices.each != self.num_experts:
-            self._warn_of_xla(choices.each)
-        return "dense"
-
-    def _warn_of_xla(self, each):
-        if self._warned_of_xla:
-            return
-        self._warned_of_xla = True
-        times = "" if each is None else f", {self.num_experts / each:g} times as much"
-        warnings.warn(
-            f"Layer '{self.name}' computes every expert for every token{times}: XLA's "
-            "shapes are fixed, and without a capacity each expert needs room for all "
-            "of them. Set `capacity_factor` (in training) and "
-            "`inference_capacity_factor` (otherwise), or use `jit_compile=False`.",
-            stacklevel=2,
-        )
 
     def _regularize(self, routing, counted):
         with keeping_losses():
@@ -455,28 +391,8 @@ class SparseMoE(keras.layers.Layer):
             return (None, input_shape[-1])
         return (None, *input_shape[1:])
 
-    def _feed_forward(self, expert):
-        return FeedForward(
-            self.hidden_units,
-            self.activation,
-            self.gated,
-            self.use_bias,
-            # A kernel takes up to three numbers of its own.
-            reseeded(self.kernel_initializer, 3 * expert),
-            reseeded(self.bias_initializer, 3 * expert),
-            self.kernel_regularizer,
-            dtype=self.dtype_policy,
-            name=f"expert_{expert}",
-        )
 
-
-def _totals(record):
-    """(E + 4,) sums over the samples, for the logs."""
-    vectors = [
-        *record.computed,
-        record.wanted,
-        record.units,
-        record.entropy,
-        record.confidence,
-    ]
-    return tf.reduce_sum(tf.stack(vectors), axis=1)
+def _unique_name():
+    """As Keras numbers layers; of the class' name it would make "sparse_mo_e"."""
+    number = keras.backend.get_uid("sparse_moe") - 1
+    return f"sparse_moe_{number}" if number else "sparse_moe"
