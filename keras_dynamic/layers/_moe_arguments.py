@@ -137,7 +137,8 @@ def _possible_losses(router):
 
 def router_for(layer, router):
     """The `Router` of a `SparseMoE`: its user's, or one by name."""
-    if isinstance(router, Router):
+    given = isinstance(router, Router)
+    if given:
         check_not_given(
             "router",
             top_k=(layer.top_k, 1),
@@ -160,7 +161,7 @@ def router_for(layer, router):
                     "take as many tokens as they have room for. Received: "
                     f"{name}={getattr(layer, name)}."
                 )
-        if layer.capacity_factor is not None and isinstance(layer.router, Router):
+        if layer.capacity_factor is not None and given:
             raise ValueError(
                 "`capacity_factor` is set by the `top_k` of an `ExpertChoiceRouter`. "
                 f"Received: capacity_factor={layer.capacity_factor}."

@@ -58,17 +58,15 @@ def mixture_of(layer, inputs, mask, choices, room, training):
     rows, row_mask = inputs, None
     if layer.route == "token":
         rows = tf.reshape(inputs, [-1, inputs.shape[-1]])
-    elif layer.experts is not None:
+    elif layer.hidden_units is None:
         row_mask = mask
     rows = tf.cast(rows, layer.compute_dtype)
     devices = layer.device_of_experts
-    if layer.experts is None:
-        experts = FeedForwardExperts(layer.expert_layers, devices)
+    if layer.hidden_units is not None:
+        experts = FeedForwardExperts(layer.experts, devices)
     else:
         add_loss = layer.add_loss if training else None
-        experts = LayerExperts(
-            layer.expert_layers, devices, layer.compute_dtype, add_loss
-        )
+        experts = LayerExperts(layer.experts, devices, layer.compute_dtype, add_loss)
     road = _road(layer, choices, room)
     arguments = experts, layer.num_experts, rows, row_mask, choices
     if road == "capacity":

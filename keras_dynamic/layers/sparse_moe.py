@@ -25,11 +25,11 @@ from keras_dynamic.layers._moe_arguments import (
 )
 from keras_dynamic.layers._moe_choices import choices_of, units_of, with_capacity
 from keras_dynamic.layers._moe_losses import routing_losses
-from keras_dynamic.layers._moe_records import record_of
+from keras_dynamic.layers._moe_records import record_of, totals_of
 from keras_dynamic.layers._moe_roads import ROADS, mixture_of
 from keras_dynamic.layers._observed import ObservedRouting
 from keras_dynamic.layers._sub_layers import output_shape
-from keras_dynamic.layers.routers import ExpertChoiceRouter, Router
+from keras_dynamic.layers.routers import ExpertChoiceRouter
 
 __all__ = ["SparseMoE"]
 
@@ -95,8 +95,8 @@ class SparseMoE(keras.layers.Layer):
             `router="expert_choice"` a float, the average number. Defaults to 1.
         router: `"top_k"`; `"dense"`, all experts; `"expert_choice"`, each expert takes
             the tokens of a sample that it is most probable for (nothing for causal
-            models, of which a warning says so); or a `kd.routers.Router`. Defaults to
-            `"top_k"`.
+            models, of which a warning says so); or a `kd.routers.Router`. The router
+            made is the attribute `router`. Defaults to `"top_k"`.
         route: `"token"` or `"input"`. Defaults to `"token"`.
         noise_stddev: float >= 0, of eps, or `"auto"`: 1 / E for `"top_k"` and 0 for
             other routers. Defaults to `"auto"`.
@@ -112,7 +112,8 @@ class SparseMoE(keras.layers.Layer):
         experts: list of Keras layers or models, kinds may differ, that give the same
             output shape: for rows (tokens, features), or with `route="input"` for
             samples. They run on what was sent to them only; their losses count in
-            training. Defaults to `None`, the built-in networks.
+            training. Defaults to `None`, the built-in networks, which are then the
+            attribute `experts`.
         devices: list of device names such as `["GPU:0", "GPU:1"]`. Expert e has its
             weights and its computation on `devices[e % len(devices)]`. Optimizers put
             their slots where they are built, on the default device. XLA cannot compile
@@ -192,9 +193,9 @@ class SparseMoE(keras.layers.Layer):
         if kwargs.get("name") is None:
             kwargs["name"] = _unique_name()
         super().__init__(**kwargs)
-        self.experts, number = checked_experts(experts, num_experts)
+        experts, number = checked_experts(experts, num_experts)
         self.num_experts = positive_integer("num_experts", number)
-        if self.experts is None:
+        if experts is None:
             self.hidden_units = positive_integer("hidden_units", hidden_units)
         else:
             self.hidden_units = None
@@ -215,10 +216,10 @@ class SparseMoE(keras.layers.Layer):
             "inference_capacity_factor", inference_capacity_factor
         )
         self.batch_prioritized = checked_bool("batch_prioritized", batch_prioritized)
-        self.router = router
-        self._router = router_for(self, router)
+        self.router = router_for(self, router)
+        self._made_router = None if self.router is router else router
         self.balance_loss, self.balance_weight = balance_loss, balance_weight
-        self._balance = checked_losses(balance_loss, balance_weight, self._router)
+        self._balance = checked_losses(balance_loss, balance_weight, self.router)
         self.z_weight = nonnegative("z_weight", z_weight)
         self.devices = None if devices is None else list(devices)
         self.device_of_experts = checked_devices(devices, self.num_experts)
@@ -230,7 +231,7 @@ class SparseMoE(keras.layers.Layer):
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
         self.bias_initializer = keras.initializers.get(bias_initializer)
         self.kernel_regularizer = keras.regularizers.get(kernel_regularizer)
-        self.expert_layers = self.experts or feed_forwards(self)
+        self.experts = experts or feed_forwards(self)
         self.supports_masking = True
         self.supports_jit = devices is None
         self._routing = ObservedRouting(self.name, self.num_experts)
@@ -245,7 +246,7 @@ class SparseMoE(keras.layers.Layer):
                 "`inputs` must be (batch, features) or (batch, ..., features), the "
                 f"number of features known. Received: inputs of shape {input_shape}."
             )
-        if isinstance(self._router, ExpertChoiceRouter) and (
+        if isinstance(self.router, ExpertChoiceRouter) and (
             len(input_shape) == 2 or self.route == "input"
         ):
             raise ValueError(
@@ -260,10 +261,10 @@ class SparseMoE(keras.layers.Layer):
                 f"Received: devices={self.devices} in the scope of a strategy."
             )
         features = input_shape[-1]
-        self._router.build((input_shape[0], None, features))
+        self.router.build((input_shape[0], None, features))
         self._unit_shape = self._shape_of_a_unit(input_shape)
         self._answer_shape = build_experts(
-            self.expert_layers, self._unit_shape, self.device_of_experts
+            self.experts, self._unit_shape, self.device_of_experts
         )
         if self.route == "token" and len(self._answer_shape) != 2:
             raise ValueError(
@@ -277,8 +278,8 @@ class SparseMoE(keras.layers.Layer):
         if mask is not None:
             checked_mask(mask, inputs.shape)
         units, counted = units_of(inputs, mask, self.route == "input")
-        routing = self._router(units, mask=counted, training=training)
-        wanted = choices_of(routing, counted, self._router.routes_all)
+        routing = self.router(units, mask=counted, training=training)
+        wanted = choices_of(routing, counted, self.router.routes_all)
         choices, room = with_capacity(
             wanted,
             self.capacity_factor if training else self.inference_capacity_factor,
@@ -286,27 +287,25 @@ class SparseMoE(keras.layers.Layer):
             counted,
             self.batch_prioritized,
         )
+        decided = choices, wanted.experts, routing, counted
         if training:
             self._regularize(routing, counted)
-        shape = tuple(inputs.shape[1:])
-        record = record_of(self, shape, choices, wanted.experts, routing, counted)
-        if training:
-            self._routing.observe(record.totals(), training=True)
+            self._routing.observe(totals_of(*decided), training=True)
         else:
-            report([record])
+            report([record_of(self, tuple(inputs.shape[1:]), *decided)])
         return mixture_of(self, inputs, mask, choices, room, training)
 
     def compute_output_shape(self, input_shape):
-        if self.experts is None:
+        if self.hidden_units is not None:
             return tuple(input_shape)
         unit = self._shape_of_a_unit(input_shape)
-        shape = output_shape(self.expert_layers[0], unit)
+        shape = output_shape(self.experts[0], unit)
         if self.route == "input":
             return (input_shape[0], *shape[1:])
         return (*input_shape[:-1], *shape[1:])
 
     def compute_output_spec(self, inputs, mask=None, training=False):
-        if self._router.looks_ahead:
+        if self.router.looks_ahead:
             warn_of_causal_producers(self.name, inputs)
         shape = self.compute_output_shape(inputs.shape)
         return keras.KerasTensor(shape, self.compute_dtype)
@@ -318,11 +317,6 @@ class SparseMoE(keras.layers.Layer):
         return previous_mask if kept else None
 
     @property
-    def decider(self):
-        """The router, built in or the user's."""
-        return self._router
-
-    @property
     def record_size(self):
         """How many vectors its records have."""
         return self.num_experts + 5
@@ -332,17 +326,15 @@ class SparseMoE(keras.layers.Layer):
         self._routing.observe(record.totals())
 
     def get_config(self):
-        router, experts = self.router, self.experts
-        if isinstance(router, Router):
-            router = keras.saving.serialize_keras_object(router)
-        if experts is not None:
-            experts = [keras.saving.serialize_keras_object(each) for each in experts]
+        serialize, experts = keras.saving.serialize_keras_object, None
+        if self.hidden_units is None:
+            experts = [serialize(expert) for expert in self.experts]
         return {
             **super().get_config(),
             "num_experts": self.num_experts,
             "hidden_units": self.hidden_units,
             "top_k": self.top_k,
-            "router": router,
+            "router": self._made_router or serialize(self.router),
             "route": self.route,
             "noise_stddev": self.noise_stddev,
             "renormalize": self.renormalize,

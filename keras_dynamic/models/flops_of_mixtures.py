@@ -26,7 +26,7 @@ def expert_flops(layer, shape, count):
     """
     unit = (1, shape[-1]) if layer.route == "token" else (1, *shape[1:])
     flops = []
-    for expert in layer.expert_layers:
+    for expert in layer.experts:
         run = count(expert, keras.KerasTensor(unit, layer.compute_dtype))
         if run is None:
             return None
@@ -45,7 +45,7 @@ def mixture_flops(layer, shape, flops):
         flops: list that `expert_flops` gave.
     """
     units = _units(layer, shape)
-    router = layer.decider
+    router = layer.router
     if layer.dispatch == "dense":
         return units * sum(flops)
     if isinstance(router, ExpertChoiceRouter):
@@ -58,7 +58,7 @@ def _sparse_moe(layer, call):
     if None in shape:
         return None
     units = _units(layer, shape)
-    deciding = layer.decider.compute_flops((1, units, shape[-1]))
+    deciding = layer.router.compute_flops((1, units, shape[-1]))
     if layer.route == "input":
         deciding += size(shape)  # the mean
     flops = expert_flops(layer, shape, call.count)

@@ -45,7 +45,7 @@ def test_trains_to_the_weights_of_one_device(experts, top_k):
         history = model.fit(x, y, batch_size=8, epochs=3, shuffle=False, verbose=0)
         weights.append(model.get_weights())
         losses.append(history.history["loss"])
-        for index, expert in enumerate(moe.expert_layers):
+        for index, expert in enumerate(moe.experts):
             expected = "CPU:1" if devices and index % 2 else "CPU:0"
             for weight in expert.weights:
                 assert weight.value.device.endswith(expected)

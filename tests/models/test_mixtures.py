@@ -91,7 +91,7 @@ def test_padding_and_unequal_experts_cost_what_they_cost():
     # Feature 0 decides: positive, the small expert.
     kernel = np.zeros((8, 2), "float32")
     kernel[0] = 1.0, -1.0
-    moe.decider.kernel.assign(kernel)
+    moe.router.kernel.assign(kernel)
     x = np.abs(normal(3, 4, 8)) + 0.1
     x[1, :3, 0] *= -1  # three tokens to the large one
     x[2, 1:] = 0.0  # three are padding
@@ -117,11 +117,11 @@ def test_cost_behind_a_closed_gate():
     kernel = np.zeros((8, 1), "float32")
     kernel[0] = 1.0
     first.kernel.assign(kernel)
-    moe.decider.kernel.assign(normal(8, 2))
+    moe.router.kernel.assign(normal(8, 2))
     x = normal(40, 8)
     prediction = model.predict_dynamic(x, verbose=0)
     closed = x[:, 0] <= 0
-    chosen = np.argmax(x @ moe.decider.kernel.numpy(), axis=1)
+    chosen = np.argmax(x @ moe.router.kernel.numpy(), axis=1)
     of_experts = np.array([2 * 64 + 8 + 16, 2 * 8 * 32 * 2 + 32 + 8 + 16])
     rest = prediction.cost[closed]
     assert len(set(rest)) == 1
@@ -158,12 +158,12 @@ def test_logs_behind_a_gate_and_in_a_choice():
     inputs = keras.Input((8,))
     model = keras.Model(inputs, choice(inputs))
     choice.logits.assign([1.0, 0.0])
-    moe.decider.kernel.assign(normal(8, 3))
+    moe.router.kernel.assign(normal(8, 3))
     model.compile("sgd", "mse")
     x = normal(32, 8)
     logs = model.evaluate(x, x, verbose=0, return_dict=True)
     opened = np.array(gate.decider(x))[:, 0] > 0
-    chosen = np.argmax(x @ moe.decider.kernel.numpy(), axis=1)[opened]
+    chosen = np.argmax(x @ moe.router.kernel.numpy(), axis=1)[opened]
     loads = np.bincount(chosen, minlength=3) / len(chosen)
     found = [logs[f"moe_load_{expert}"] for expert in range(3)]
     np.testing.assert_allclose(found, loads, rtol=1e-6)
