@@ -4,8 +4,8 @@ Random tokens go through `SparseMoE` with random router weights, so the loads ar
 as they fall: the largest one over the mean is printed. Beside it run a dense network of
 the size of the chosen experts (Keras' own layers), dispatch by one-hot products as in
 GShard, and all experts on all tokens. Forward, and forward and backward of a step of
-training with the gradients of the input and of all weights. Peak memory is measured in processes of their
-own.
+training with the gradients of the input and of all weights. Peak memory is measured in
+processes of their own.
 
     python benchmarks/sparse_moe.py
     python benchmarks/sparse_moe.py --quick
