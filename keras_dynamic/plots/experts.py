@@ -194,7 +194,7 @@ class PatchExperts:
                 if expert < 0:
                     continue
                 corner = (column * step[1] - 0.5, row * step[0] - 0.5)
-                style = {**_style(expert), "alpha": 0.55}
+                style = {**_style(expert), "alpha": 0.65}
                 ax.add_patch(pyplot.Rectangle(corner, step[1], step[0], **style))
         ax.set(xticks=[], yticks=[])
 
