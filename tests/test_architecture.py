@@ -75,7 +75,9 @@ ORDERED = {
         "dynamic_model",
         "export",
         "surgery",
+        "rebuilding",
         "discretizing",
+        "upcycling",
     ),
 }
 
