@@ -77,6 +77,7 @@ ORDERED = {
         "surgery",
         "rebuilding",
         "discretizing",
+        "pairs",
         "upcycling",
     ),
 }

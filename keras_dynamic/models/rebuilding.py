@@ -69,9 +69,8 @@ class Rebuilder:
             args = tree.map_structure(swap, args)
             kwargs = tree.map_structure(swap, kwargs)
             if id(outputs[0]) in self.passed_over:
-                results = [
-                    leaf for leaf in tree.flatten((args, kwargs)) if leaf is not None
-                ]
+                leaves = tree.flatten((args, kwargs))
+                results = [q for q in leaves if isinstance(q, keras.KerasTensor)]
             else:
                 results = tree.flatten(_call(self.layer_for(operation), args, kwargs))
             tensors.update(zip(map(id, outputs), results, strict=True))
@@ -132,6 +131,10 @@ class Rebuilder:
         """Gives the new layers, which are built by now, the weights of the old."""
         for old, new in self.pairs:
             new.set_weights(old.get_weights())
+            if isinstance(old, keras.Layer) and isinstance(new, keras.Layer):
+                # Keras does not freeze what a frozen layer makes when it is built.
+                for one, other in zip(old.weights, new.weights, strict=True):
+                    other.trainable = one.trainable
             if hasattr(old, "save_assets"):  # vocabularies
                 with tempfile.TemporaryDirectory() as folder:
                     old.save_assets(folder)
@@ -151,13 +154,14 @@ class Rebuilder:
 
 
 def _input_like(tensor):
+    layer = producer_of(tensor)
     return keras.Input(
         batch_shape=tensor.shape,
         dtype=tensor.dtype,
         sparse=tensor.sparse,
         ragged=tensor.ragged,
-        name=tensor.name,
-        optional=getattr(producer_of(tensor), "optional", False),
+        name=layer.name,
+        optional=layer.optional,
     )
 
 
