@@ -39,22 +39,22 @@ def upcycle(model, layers, num_experts, top_k=2, router="top_k", **arguments):
     it is, and the new one shares no weights with it. It is not compiled.
 
     Between the two layers there may be nothing but `Activation` (or `ReLU`,
-    `LeakyReLU`, `ELU`) and `Dropout` layers. Where all of it is a two-layer network
-    of the form that `SparseMoE` has built in, act(x W1 + b1) W2 + b2, its own experts
-    are used. Everything else, such as a dropout in between (it stays), an activation
-    of the second layer, a bias of one layer only, or another number of outputs than of
-    inputs, becomes `experts=[...]`, a list of small `Sequential` models, which give
-    the same but are computed less quickly. Regularizers count for each expert.
+    `LeakyReLU`, `ELU`) and `Dropout` layers. Where all of it is a network of the form
+    that `SparseMoE` has built in, act(x W1 + b1) W2 + b2, its own experts are used.
+    Everything else, such as a dropout in between (it stays), an activation of the
+    second layer, a bias of one layer only, or another number of outputs than of inputs,
+    becomes `experts=[...]`, a list of small `Sequential` models that hold copies of
+    these layers. Regularizers count for each expert.
 
     The new layer stands where the first one stood, and is called `<first>_moe`. A pair
     that is called several times becomes one layer called as often. Pairs are found in
     nested models too, and in models within `SkipGate`, `LayerChoice` and
-    `TimeDistributed`. A `DynamicModel` stays one, with its rule and temperatures. Where
-    inputs carry a mask, the pair's answer for padding was some number, that of the
-    mixture is 0.
+    `TimeDistributed`. A `DynamicModel` stays one, with its rule and temperatures. Of
+    tokens that the inputs' mask leaves out the mixture computes nothing: its answer is
+    0 there, where the pair gave some number.
 
-    A token then costs K times the FLOPs of the pair plus those of the router, 2 E a
-    feature. Each mixture has E times the weights of its pair.
+    A token then costs K times the FLOPs of the pair, plus those of the router (2 E for
+    each feature) and of the sum of K answers. A mixture has E times the weights.
 
     Args:
         model: trained functional or built `Sequential` `keras.Model`, or a
@@ -253,6 +253,6 @@ class _Networks:
         self._mixture = mixture
 
     def set_weights(self, weights):
-        for expert in self._mixture.expert_layers:
+        for expert in self._mixture.experts:
             for name, values in weights.items():
                 getattr(expert, name).assign(values)
