@@ -9,8 +9,6 @@ from keras import layers
 import keras_dynamic as kd
 from tests.models.small_models import dense_data
 
-# At each step other tokens may be the nearest to a tie: no test looks at loads.
-
 
 def data(*shape, seed=0):
     return np.random.default_rng(seed).normal(size=shape).astype("float32")
