@@ -75,7 +75,10 @@ ORDERED = {
         "dynamic_model",
         "export",
         "surgery",
+        "rebuilding",
         "discretizing",
+        "pairs",
+        "upcycling",
     ),
 }
 
