@@ -78,7 +78,8 @@ def find_pairs(model, layers):
 
     Args:
         model: functional or Sequential model.
-        layers: list of names or layers, the first of each pair, or of tuples of both.
+        layers: list of names or layers, the first of each pair or both one after the
+            other, or of tuples of both.
 
     Returns:
         (list of `Pair`, set of ids of the symbolic tensors that all layers but the
@@ -88,6 +89,8 @@ def find_pairs(model, layers):
     pairs, passed_over, taken = [], set(), {}
     for entry in _checked_entries(layers):
         first = _layer_named(model, entry[0])
+        if len(entry) == 1 and pairs and first is pairs[-1].second:
+            continue  # both layers of a pair, one after the other
         pair, tensors = calls.pair_of(first)
         if len(entry) == 2 and _layer_named(model, entry[1]) is not pair.second:
             raise ValueError(

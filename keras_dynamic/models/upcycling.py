@@ -60,7 +60,8 @@ def upcycle(model, layers, num_experts, top_k=2, router="top_k", **arguments):
         model: trained functional or built `Sequential` `keras.Model`, or a
             `DynamicModel`.
         layers: list with an entry for each pair: the first layer's name, or a tuple
-            of both layers' names; layers in place of names where these are not unique.
+            of both layers' names (which may also stand in the list one after the
+            other); layers in place of names where these are not unique.
         num_experts: int >= 2, E.
         top_k: int in [2, E], K, of `router="top_k"`. One expert alone would be weighed
             with its p < 1, and the output would not be the same. Defaults to 2.
