@@ -100,15 +100,10 @@ class SparseMoE(keras.layers.Layer):
         route: `"token"` or `"input"`. Defaults to `"token"`.
         noise_stddev: float >= 0, of eps, or `"auto"`: 1 / E for `"top_k"` and 0 for
             other routers. Defaults to `"auto"`.
-        renormalize: bool, whether the K weights are divided by their sum (a softmax of
-            the K largest logits); needs K >= 2. Defaults to `False`.
         capacity_factor: float > 0, or `None` for no limit. Defaults to `None`. With
             `"expert_choice"` it multiplies `top_k`.
-        inference_capacity_factor: the same when not training. Defaults to `None`.
-        batch_prioritized: bool. Defaults to `False`.
         balance_loss: a name, a list of names, or `None`. Defaults to `"kl"`.
         balance_weight: float >= 0, or a list with one for each. Defaults to 0.01.
-        z_weight: float >= 0. Defaults to 0.
         experts: list of Keras layers or models, kinds may differ, that give the same
             output shape: for rows (tokens, features), or with `route="input"` for
             samples. They run on what was sent to them only; their losses count in
@@ -122,6 +117,13 @@ class SparseMoE(keras.layers.Layer):
         gated: bool, whether they are gated linear units, (act(x V) * (x W)) W2.
             Defaults to `False`.
         use_bias: bool. Defaults to `True`.
+        renormalize: bool, whether the K weights are divided by their sum (a softmax of
+            the K largest logits); needs K >= 2. Defaults to `False`.
+        inference_capacity_factor: `capacity_factor` when not training. Defaults to
+            `None`.
+        batch_prioritized: bool, whether tokens with a larger p get room first.
+            Defaults to `False`.
+        z_weight: float >= 0, of the z-loss. Defaults to 0.
         dispatch: `"auto"`, `"ragged"`, `"capacity"` or `"dense"`. Defaults to `"auto"`.
         kernel_initializer, bias_initializer, kernel_regularizer: of the built-in
             experts, which start different.
@@ -171,18 +173,18 @@ class SparseMoE(keras.layers.Layer):
         router="top_k",
         route="token",
         noise_stddev="auto",
-        renormalize=False,
         capacity_factor=None,
-        inference_capacity_factor=None,
-        batch_prioritized=False,
         balance_loss="kl",
         balance_weight=0.01,
-        z_weight=0.0,
         experts=None,
         devices=None,
         activation="gelu",
         gated=False,
         use_bias=True,
+        renormalize=False,
+        inference_capacity_factor=None,
+        batch_prioritized=False,
+        z_weight=0.0,
         dispatch="auto",
         kernel_initializer="glorot_uniform",
         bias_initializer="zeros",
