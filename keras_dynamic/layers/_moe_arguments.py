@@ -22,6 +22,7 @@ __all__ = [
     "check_dispatch",
     "check_input",
     "check_not_given",
+    "checked_activation",
     "checked_devices",
     "checked_experts",
     "checked_factor",
@@ -36,7 +37,7 @@ __all__ = [
 _LOSSES = ("kl", "importance", "load", "switch")
 # "GPU:0", "GPU", "/device:GPU:0", and what TensorFlow makes of it on one machine.
 _DEVICE = re.compile(
-    r"(/job:localhost/replica:0/task:0)?/?(device:)?(?P<kind>\w+?)(:(?P<index>\d+))?"
+    r"(/job:localhost)?(/replica:0)?(/task:0)?/?(device:)?(?P<kind>\w+?)(:(?P<index>\d+))?"
 )
 _ROUTERS = ("top_k", "dense", "expert_choice")
 
@@ -73,6 +74,17 @@ def checked_experts(experts, num_experts):
             f"num_experts={num_experts} with {len(experts)} experts."
         )
     return list(experts), len(experts)
+
+
+def checked_activation(activation):
+    """A function from a name or function."""
+    if isinstance(activation, keras.Layer):
+        raise TypeError(
+            "`activation` must be a name or a function: experts would share a layer's "
+            "weights. Give layers of your own as `experts`. Received: "
+            f"activation={activation!r}."
+        )
+    return keras.activations.get(activation)
 
 
 def checked_factor(name, value):
@@ -309,7 +321,10 @@ def check_input(layer, input_shape):
 
 
 def checked_mask(mask, input_shape):
-    """Raises for a mask that is not of the shape of the tokens."""
+    """Raises for a mask that is no bool for each token."""
+    dtype = keras.backend.standardize_dtype(mask.dtype)
+    if dtype != "bool":
+        raise TypeError(f"`mask` must be bool. Received: a mask of dtype {dtype}.")
     wanted, received = tuple(input_shape[:-1]), tuple(mask.shape)
     fits = len(wanted) == len(received) and all(
         None in (a, b) or a == b for a, b in zip(wanted, received, strict=True)

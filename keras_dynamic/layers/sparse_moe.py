@@ -14,6 +14,7 @@ from keras_dynamic.layers._moe_arguments import (
     check_dispatch,
     check_input,
     check_not_given,
+    checked_activation,
     checked_devices,
     checked_experts,
     checked_factor,
@@ -225,7 +226,7 @@ class SparseMoE(keras.layers.Layer):
         self.z_weight = nonnegative("z_weight", z_weight)
         self.devices = None if devices is None else list(devices)
         self.device_of_experts = checked_devices(devices, self.num_experts)
-        self.activation = keras.activations.get(activation)
+        self.activation = checked_activation(activation)
         self.gated = checked_bool("gated", gated)
         self.use_bias = checked_bool("use_bias", use_bias)
         self.dispatch = checked_name("dispatch", dispatch, ROADS)
@@ -241,7 +242,8 @@ class SparseMoE(keras.layers.Layer):
     def build(self, input_shape):
         check_input(self, input_shape)
         features = input_shape[-1]
-        self.router.build((input_shape[0], None, features))
+        if not self.router.built:  # loading builds a router of one's own
+            self.router.build((input_shape[0], None, features))
         self._unit_shape = self._shape_of_a_unit(input_shape)
         self._answer_shape = build_experts(
             self.experts, self._unit_shape, self.device_of_experts
@@ -374,7 +376,7 @@ class SparseMoE(keras.layers.Layer):
     def _routed(self, inputs, mask, training=False):
         """(`Routing`, (B, N) bool or None: the units that are no padding)."""
         if mask is not None:
-            mask = tf.cast(mask, tf.bool)
+            mask = tf.convert_to_tensor(mask)
             checked_mask(mask, inputs.shape)
         units, counted = units_of(inputs, mask, self.route == "input")
         return self.router(units, mask=counted, training=training), counted

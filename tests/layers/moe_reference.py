@@ -36,21 +36,6 @@ class Mixture:
     computed: list
     mask: np.ndarray
 
-    def metrics(self, name):
-        """What `evaluate` has to show of this batch."""
-        number = self.logits.shape[-1]
-        loads = [0] * number
-        for _, _, expert, _ in self.computed:
-            loads[expert] += 1
-        p = special.softmax(self.logits[self.mask], axis=-1)
-        found = {f"load_{e}": loads[e] / len(self.wanted) for e in range(number)}
-        found["max_load"] = max(loads) / (sum(loads) / number)
-        found["dropped"] = 1 - len(self.computed) / len(self.wanted)
-        found["dead_experts"] = loads.count(0)
-        found["router_entropy"] = special.entr(p).sum(axis=-1).mean()
-        found["router_confidence"] = p.max(axis=-1).mean()
-        return {f"{name}_{key}": value for key, value in found.items()}
-
     def losses(self):
         """The balancing losses and the z-loss of this batch, not weighted."""
         z = self.logits[self.mask]
@@ -66,6 +51,22 @@ class Mixture:
             "switch": number * sum(shares[e] * mean[e] for e in range(number)),
             "z": (special.logsumexp(z, axis=-1) ** 2).mean(),
         }
+
+
+def metrics_of(mixtures, name):
+    """What the logs have to show of the batches of an epoch."""
+    number = mixtures[0].logits.shape[-1]
+    computed = [entry for each in mixtures for entry in each.computed]
+    wanted = [entry for each in mixtures for entry in each.wanted]
+    loads = [sum(entry[2] == expert for entry in computed) for expert in range(number)]
+    p = np.concatenate([special.softmax(m.logits[m.mask], axis=-1) for m in mixtures])
+    found = {f"load_{e}": loads[e] / len(wanted) for e in range(number)}
+    found["max_load"] = max(loads) / (sum(loads) / number)
+    found["dropped"] = 1 - len(computed) / len(wanted)
+    found["dead_experts"] = loads.count(0)
+    found["router_entropy"] = special.entr(p).sum(axis=-1).mean()
+    found["router_confidence"] = p.max(axis=-1).mean()
+    return {f"{name}_{key}": value for key, value in found.items()}
 
 
 def mixture(
@@ -126,7 +127,8 @@ def mixture(
             room = capacity(len(places), each, logits.shape[-1], capacity_factor)
             order = places
             if batch_prioritized:
-                order = sorted(places, key=lambda place: -chosen[place][0][1])
+                largest = {p: max(w for _, w in chosen[p]) for p in places}
+                order = sorted(places, key=lambda place: -largest[place])
             computed = _with_room(wanted, order, each, room)
 
     answers = [expert(x) for expert in experts]
