@@ -44,6 +44,7 @@ ORDERED = {
         "flops_primitives",
         "flops_of_sequences",
         "flops_of_choices",
+        "flops_of_mixtures",
         "flops_of_layers",
         "flops_of_ops",
         "flops_of_graphs",
@@ -74,7 +75,10 @@ ORDERED = {
         "dynamic_model",
         "export",
         "surgery",
+        "rebuilding",
         "discretizing",
+        "pairs",
+        "upcycling",
     ),
 }
 

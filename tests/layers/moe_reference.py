@@ -189,7 +189,7 @@ def _with_room(wanted, order, each, room):
 def networks(layer):
     """The built-in experts of a layer as functions."""
     activate = ACTIVATIONS[layer.get_config()["activation"]]
-    return [_network(expert, activate, layer.gated) for expert in layer.expert_layers]
+    return [_network(expert, activate, layer.gated) for expert in layer.experts]
 
 
 def _network(expert, activate, gated):
@@ -215,7 +215,7 @@ def _network(expert, activate, gated):
 
 def router_kernel(layer):
     """The router's weight (features, E) in a built layer."""
-    return layer._router.kernel
+    return layer.router.kernel
 
 
 def scattered(layer, input_shape):
@@ -237,10 +237,10 @@ def mixture_of(layer, x, mask=None, training=False, **others):
         others: arguments of `mixture` that the layer does not tell.
     """
     factor = layer.inference_capacity_factor
-    if training or layer.router == "expert_choice":
+    if training or layer.get_config()["router"] == "expert_choice":
         factor = layer.capacity_factor
     arguments = {
-        "router": layer.router,
+        "router": layer.get_config()["router"],
         "top_k": layer.top_k,
         "renormalize": layer.renormalize,
         "capacity_factor": factor,

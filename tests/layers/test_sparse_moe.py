@@ -236,7 +236,7 @@ def test_one_expert_is_a_dense_network():
     layer = scattered(moe(1, 6), x.shape)
     network = keras.Sequential([keras.layers.Dense(6, "gelu"), keras.layers.Dense(4)])
     network.build(x.shape)
-    (expert,) = layer.expert_layers
+    (expert,) = layer.experts
     network.set_weights(
         [
             expert.first_kernel,
@@ -253,8 +253,8 @@ def test_equal_experts_are_a_dense_network():
     x = normal(3, 5, 4)
     for arguments in ({"top_k": 2, "renormalize": True}, {"router": "dense"}):
         layer = scattered(moe(3, 6, **arguments), x.shape)
-        for expert in layer.expert_layers[1:]:
-            expert.set_weights(layer.expert_layers[0].get_weights())
+        for expert in layer.experts[1:]:
+            expert.set_weights(layer.experts[0].get_weights())
         close(layer(x), networks(layer)[0](x))
 
 
@@ -293,7 +293,7 @@ def test_all_tokens_to_one_expert(road):
     with tf.GradientTape() as tape:
         answer = layer(x, training=True)
     close(answer, networks(layer)[2](x))
-    weights = [w for expert in layer.expert_layers for w in expert.trainable_variables]
+    weights = [w for expert in layer.experts for w in expert.trainable_variables]
     gradients = [np.any(gradient) for gradient in tape.gradient(answer, weights)]
     assert gradients == [False] * 8 + [True] * 4 + [False] * 4
 

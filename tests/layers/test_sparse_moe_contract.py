@@ -34,7 +34,7 @@ def test_experts_start_different(initializer, gated):
     layer = moe(3, 4, kernel_initializer=initializer, gated=gated)
     layer.build((None, 4))
     kernels = []
-    for expert in layer.expert_layers:
+    for expert in layer.experts:
         kernels += np.split(expert.first_kernel.numpy(), 2 if gated else 1, axis=1)
         kernels.append(expert.second_kernel.numpy())
     kernels = [kernel.tolist() for kernel in kernels]
@@ -49,7 +49,7 @@ def test_a_seeded_initializer_gives_the_same_start():
     )
     for layer in (first, second):
         layer.build((None, 4))
-    for one, other in zip(first.expert_layers, second.expert_layers, strict=True):
+    for one, other in zip(first.experts, second.experts, strict=True):
         for a, b in zip(one.get_weights(), other.get_weights(), strict=True):
             np.testing.assert_array_equal(a, b)
 

@@ -110,7 +110,7 @@ def test_mixed_experts_against_numpy(router, road):
         noise_stddev=0,
     )
     scattered(moe, x.shape)
-    experts = [as_function(expert) for expert in moe.expert_layers]
+    experts = [as_function(expert) for expert in moe.experts]
     for training_mask in (None, mask):
         answer = moe(x, mask=training_mask)
         assert answer.shape == (2, 6, 5) and not moe.losses
@@ -164,7 +164,7 @@ def test_an_expert_without_tokens_does_not_run(graph):
     run = tf.function(call, autograph=False) if graph else call
     x = np.eye(3, 4, dtype="float32")[[0, 0, 2]] * 9
     close(run(x), x * np.exp(9) / (np.exp(9) + 2))
-    seen = [expert.seen.numpy().tolist() for expert in moe.expert_layers]
+    seen = [expert.seen.numpy().tolist() for expert in moe.experts]
     assert seen == [[1, 2], [0, 0], [1, 1]]
 
 

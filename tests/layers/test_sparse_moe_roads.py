@@ -285,7 +285,7 @@ def test_experts_on_two_devices():
         layer = kd.SparseMoE(3, 4, top_k=2, noise_stddev=0, devices=devices)
         scattered(layer, x.shape)
         found.append(answers(layer, x, None, True, upstream))
-    places = [expert.first_kernel.value.device[-5:] for expert in layer.expert_layers]
+    places = [expert.first_kernel.value.device[-5:] for expert in layer.experts]
     assert places == ["CPU:0", "CPU:1", "CPU:0"]
     for expected, actual in zip(*found, strict=True):
         np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-5)

@@ -298,13 +298,13 @@ def test_a_step_trains_router_and_chosen_experts_only():
     layer = moe(balance_loss=None)
     model = in_model(layer, x, optimizer=keras.optimizers.SGD(0.1))
     router_kernel(layer).assign(np.eye(4))
-    before = [expert.get_weights() for expert in layer.expert_layers]
+    before = [expert.get_weights() for expert in layer.experts]
     kernel = router_kernel(layer).numpy()
     model.fit(x, normal(3, 4), verbose=0)
     assert (router_kernel(layer).numpy() != kernel).any()
     changed = [
         [bool((a != b).any()) for a, b in zip(old, new.get_weights(), strict=True)]
-        for old, new in zip(before, layer.expert_layers, strict=True)
+        for old, new in zip(before, layer.experts, strict=True)
     ]
     assert changed == [[True] * 4, [False] * 4, [True] * 4, [False] * 4]
 
