@@ -8,10 +8,6 @@ import keras_dynamic as kd
 from tests.layers.checks import check_layer
 from tests.ops.gradients import normal
 
-every_expert_under_xla = pytest.mark.filterwarnings(
-    "ignore:Layer '.*' computes every expert:UserWarning"
-)
-
 
 def moe(number, hidden, **arguments):
     return kd.SparseMoE(number, hidden, **{"noise_stddev": 0.0, **arguments})
@@ -57,7 +53,6 @@ def test_a_seeded_initializer_gives_the_same_start():
 # The whole contract of a layer
 
 
-@every_expert_under_xla
 @pytest.mark.parametrize(
     "shape, arguments",
     [
@@ -89,11 +84,11 @@ def test_is_a_layer(shape, arguments):
         normal(*shape),
         config={"noise_stddev": 0.0, **arguments},
         half_tolerance=None,
-        jit=arguments.get("router") != "expert_choice",  # it has a test of its own
+        jit=False,  # tests of their own
     )
 
 
-@every_expert_under_xla
+@pytest.mark.filterwarnings("ignore:Layer '.*' computes every expert:UserWarning")
 def test_is_a_layer_with_noise_and_masks():
     x = normal(8, 5, 4)
     mask = np.random.default_rng(0).uniform(size=(8, 5)) > 1 / 3
