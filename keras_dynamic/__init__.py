@@ -45,6 +45,7 @@ from keras_dynamic.models.discretizing import discretize  # noqa: E402
 from keras_dynamic.models.dynamic_model import DynamicModel  # noqa: E402
 from keras_dynamic.models.prediction import DynamicPrediction  # noqa: E402
 from keras_dynamic.models.surgery import strip_exits  # noqa: E402
+from keras_dynamic.models.upcycling import upcycle  # noqa: E402
 from keras_dynamic.models.weight_decay import exclude_from_weight_decay  # noqa: E402
 
 __version__ = "0.1.0"
@@ -68,4 +69,5 @@ __all__ = [
     "routers",
     "rules",
     "strip_exits",
+    "upcycle",
 ]

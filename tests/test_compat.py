@@ -54,6 +54,20 @@ def test_functional_of():
     assert _compat.functional_of(kept) is kept
 
 
+def test_takes_a_graph():
+    class Own(keras.Model):
+        pass
+
+    class Further(keras.Model):
+        def __init__(self, inputs, outputs, factor):
+            super().__init__(inputs, outputs)
+
+    inputs = keras.Input((2,))
+    assert _compat.takes_a_graph(type(keras.Model(inputs, inputs + 1)))
+    assert _compat.takes_a_graph(type(Own(inputs, inputs + 1)))
+    assert not _compat.takes_a_graph(Further)
+
+
 def test_masks_travel_as_attributes():
     embedded = layers.Embedding(4, 2, mask_zero=True)(np.array([[1, 0]]))
     assert _compat.get_mask(embedded).numpy().tolist() == [[True, False]]

@@ -285,11 +285,14 @@ def build_experts(layers, input_shape, devices):
 def _reseeded(initializer, offset):
     """An initializer like a given one that draws other numbers.
 
-    Keras' draw the same ones at each call, so experts would all be equal.
+    Keras' draw the same ones at each call, so experts would all be equal. Those with a
+    `SeedGenerator` do not, and a copy would begin anew.
     """
     if not isinstance(initializer, keras.initializers.Initializer):
         return initializer
     config = initializer.get_config()
+    if isinstance(config.get("seed"), dict):
+        return initializer
     if isinstance(config.get("seed"), int):
         config["seed"] += offset
     return type(initializer).from_config(config)

@@ -20,6 +20,7 @@ from keras_dynamic.layers.routers import (
 
 __all__ = [
     "check_dispatch",
+    "check_input",
     "check_not_given",
     "checked_devices",
     "checked_experts",
@@ -278,6 +279,33 @@ def _matching(device):
     name = f"/device:{match['kind'].upper()}:{match['index'] or 0}"
     known = [each.name for each in tf.config.list_logical_devices()]
     return name if name in known else None
+
+
+def check_input(layer, input_shape):
+    """Raises where a `SparseMoE` cannot be built for inputs of that shape."""
+    if isinstance(input_shape, dict) or isinstance(input_shape[0], (list, tuple)):
+        raise ValueError(
+            f"`inputs` must be one tensor. Received: shapes {input_shape}."
+        )
+    if len(input_shape) < 2 or input_shape[-1] is None:
+        raise ValueError(
+            "`inputs` must be (batch, features) or (batch, ..., features), the "
+            f"number of features known. Received: inputs of shape {input_shape}."
+        )
+    if isinstance(layer.router, ExpertChoiceRouter) and (
+        len(input_shape) == 2 or layer.route == "input"
+    ):
+        raise ValueError(
+            "`router='expert_choice'` lets experts choose among the tokens of a "
+            "sample, of which there is one here. Received: inputs of shape "
+            f"{tuple(input_shape)}, route={layer.route!r}."
+        )
+    if layer.devices is not None and tf.distribute.has_strategy():
+        raise ValueError(
+            "`devices` places experts by itself, which does not go together with a "
+            "`tf.distribute` strategy, for which the layer is data parallel. "
+            f"Received: devices={layer.devices} in the scope of a strategy."
+        )
 
 
 def checked_mask(mask, input_shape):

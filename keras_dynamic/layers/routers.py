@@ -27,7 +27,9 @@ _SOFTMAX = activation_flops(keras.activations.softmax)
 
 
 class Routing(NamedTuple):
-    """What a router decided. B samples, N tokens, E experts.
+    """What a router decided, which is what `Router.call` returns.
+
+    B samples, N tokens, E experts.
 
     Attributes:
         weights: the weights p with which experts' answers are added up, float32, of
@@ -41,6 +43,15 @@ class Routing(NamedTuple):
         win_probabilities: (B, N, E) float32, the probability that an expert would be
             among the chosen ones with new noise, for the balancing loss `"load"`;
             `None` if the router knows none.
+
+    Example:
+
+    ```python
+    logits = np.array([[[0.0, 1.0], [2.0, 0.0]]])  # a sample, two tokens, two experts
+    routing = kd.routers.Routing(
+        weights=np.ones((1, 2, 1)), logits=logits, experts=np.array([[[1], [0]]])
+    )
+    ```
     """
 
     weights: tf.Tensor
@@ -184,6 +195,13 @@ class DenseRouter(Router):
     Args:
         num_experts, noise_stddev, kernel_initializer, seed: as in `Router`.
 
+    Example:
+
+    ```python
+    router = kd.routers.DenseRouter(3)
+    print(router(np.ones((2, 5, 4))).weights.shape)  # (2, 5, 3)
+    ```
+
     Reference:
         Jacobs, Jordan, Nowlan and Hinton, "Adaptive Mixtures of Local Experts", Neural
         Computation 3, 1991.
@@ -219,6 +237,14 @@ class TopKRouter(Router):
 
     Raises:
         ValueError: for an argument out of its range.
+
+    Example:
+
+    ```python
+    router = kd.routers.TopKRouter(8, top_k=2, renormalize=True)
+    routing = router(np.random.default_rng(0).normal(size=(2, 5, 4)))
+    print(routing.experts.shape, np.sum(routing.weights, -1))  # (2, 5, 2), ones
+    ```
 
     Reference:
         Riquelme et al., "Scaling Vision with Sparse Mixture of Experts", NeurIPS 2021
@@ -296,6 +322,14 @@ class ExpertChoiceRouter(Router):
         num_experts, noise_stddev, kernel_initializer, seed: as in `Router`.
         top_k: float > 0, at most E: how many experts a token gets on average. Defaults
             to 1.
+
+    Example:
+
+    ```python
+    router = kd.routers.ExpertChoiceRouter(4, top_k=2)
+    routing = router(np.random.default_rng(0).normal(size=(2, 6, 4)))
+    print(routing.tokens.shape)  # (2, 4, 3): three of six tokens for each expert
+    ```
 
     Reference:
         Zhou et al., "Mixture-of-Experts with Expert Choice Routing", NeurIPS 2022.

@@ -12,6 +12,7 @@ from keras_dynamic.layers._experts import (
 from keras_dynamic.layers._gate_records import report
 from keras_dynamic.layers._moe_arguments import (
     check_dispatch,
+    check_input,
     check_not_given,
     checked_devices,
     checked_experts,
@@ -29,7 +30,6 @@ from keras_dynamic.layers._moe_records import record_of, totals_of
 from keras_dynamic.layers._moe_roads import ROADS, mixture_of
 from keras_dynamic.layers._observed import ObservedRouting
 from keras_dynamic.layers._sub_layers import output_shape
-from keras_dynamic.layers.routers import ExpertChoiceRouter
 
 __all__ = ["SparseMoE"]
 
@@ -100,15 +100,10 @@ class SparseMoE(keras.layers.Layer):
         route: `"token"` or `"input"`. Defaults to `"token"`.
         noise_stddev: float >= 0, of eps, or `"auto"`: 1 / E for `"top_k"` and 0 for
             other routers. Defaults to `"auto"`.
-        renormalize: bool, whether the K weights are divided by their sum (a softmax of
-            the K largest logits); needs K >= 2. Defaults to `False`.
         capacity_factor: float > 0, or `None` for no limit. Defaults to `None`. With
             `"expert_choice"` it multiplies `top_k`.
-        inference_capacity_factor: the same when not training. Defaults to `None`.
-        batch_prioritized: bool. Defaults to `False`.
         balance_loss: a name, a list of names, or `None`. Defaults to `"kl"`.
         balance_weight: float >= 0, or a list with one for each. Defaults to 0.01.
-        z_weight: float >= 0. Defaults to 0.
         experts: list of Keras layers or models, kinds may differ, that give the same
             output shape: for rows (tokens, features), or with `route="input"` for
             samples. They run on what was sent to them only; their losses count in
@@ -122,6 +117,13 @@ class SparseMoE(keras.layers.Layer):
         gated: bool, whether they are gated linear units, (act(x V) * (x W)) W2.
             Defaults to `False`.
         use_bias: bool. Defaults to `True`.
+        renormalize: bool, whether the K weights are divided by their sum (a softmax of
+            the K largest logits); needs K >= 2. Defaults to `False`.
+        inference_capacity_factor: `capacity_factor` when not training. Defaults to
+            `None`.
+        batch_prioritized: bool, whether tokens with a larger p get room first.
+            Defaults to `False`.
+        z_weight: float >= 0, of the z-loss. Defaults to 0.
         dispatch: `"auto"`, `"ragged"`, `"capacity"` or `"dense"`. Defaults to `"auto"`.
         kernel_initializer, bias_initializer, kernel_regularizer: of the built-in
             experts, which start different.
@@ -171,18 +173,18 @@ class SparseMoE(keras.layers.Layer):
         router="top_k",
         route="token",
         noise_stddev="auto",
-        renormalize=False,
         capacity_factor=None,
-        inference_capacity_factor=None,
-        batch_prioritized=False,
         balance_loss="kl",
         balance_weight=0.01,
-        z_weight=0.0,
         experts=None,
         devices=None,
         activation="gelu",
         gated=False,
         use_bias=True,
+        renormalize=False,
+        inference_capacity_factor=None,
+        batch_prioritized=False,
+        z_weight=0.0,
         dispatch="auto",
         kernel_initializer="glorot_uniform",
         bias_initializer="zeros",
@@ -237,29 +239,7 @@ class SparseMoE(keras.layers.Layer):
         self._routing = ObservedRouting(self.name, self.num_experts)
 
     def build(self, input_shape):
-        if isinstance(input_shape, dict) or isinstance(input_shape[0], (list, tuple)):
-            raise ValueError(
-                f"`inputs` must be one tensor. Received: shapes {input_shape}."
-            )
-        if len(input_shape) < 2 or input_shape[-1] is None:
-            raise ValueError(
-                "`inputs` must be (batch, features) or (batch, ..., features), the "
-                f"number of features known. Received: inputs of shape {input_shape}."
-            )
-        if isinstance(self.router, ExpertChoiceRouter) and (
-            len(input_shape) == 2 or self.route == "input"
-        ):
-            raise ValueError(
-                "`router='expert_choice'` lets experts choose among the tokens of a "
-                "sample, of which there is one here. Received: inputs of shape "
-                f"{tuple(input_shape)}, route={self.route!r}."
-            )
-        if self.device_of_experts is not None and tf.distribute.has_strategy():
-            raise ValueError(
-                "`devices` places experts by itself, which does not go together with a "
-                "`tf.distribute` strategy, for which the layer is data parallel. "
-                f"Received: devices={self.devices} in the scope of a strategy."
-            )
+        check_input(self, input_shape)
         features = input_shape[-1]
         self.router.build((input_shape[0], None, features))
         self._unit_shape = self._shape_of_a_unit(input_shape)
@@ -275,10 +255,7 @@ class SparseMoE(keras.layers.Layer):
 
     def call(self, inputs, mask=None, training=False):
         mask = get_mask(inputs) if mask is None else mask
-        if mask is not None:
-            checked_mask(mask, inputs.shape)
-        units, counted = units_of(inputs, mask, self.route == "input")
-        routing = self.router(units, mask=counted, training=training)
+        routing, counted = self._routed(inputs, mask, training)
         wanted = choices_of(routing, counted, self.router.routes_all)
         choices, room = with_capacity(
             wanted,
@@ -320,6 +297,29 @@ class SparseMoE(keras.layers.Layer):
     def record_size(self):
         """How many vectors its records have."""
         return self.num_experts + 5
+
+    def routing(self, inputs, mask=None):
+        """What the router decides when not training.
+
+        Args:
+            inputs, mask: as in a call.
+
+        Returns:
+            A `kd.routers.Routing`; of padding it says nobody. With `route="input"`
+            there is one token a sample.
+        """
+        inputs = tf.convert_to_tensor(inputs)
+        mask = get_mask(inputs) if mask is None else mask
+        if not self.built:
+            self.build(inputs.shape)
+        routing, counted = self._routed(tf.cast(inputs, self.compute_dtype), mask)
+        if counted is None or routing.experts is None:
+            return routing
+        counted = counted[..., None]
+        return routing._replace(
+            experts=tf.where(counted, routing.experts, -1),
+            weights=tf.where(counted, routing.weights, 0.0),
+        )
 
     def observe(self, record):
         """Notes in the logs' metrics what it did when not training."""
@@ -370,6 +370,14 @@ class SparseMoE(keras.layers.Layer):
             ]
         config["devices"] = known_devices(config["devices"])
         return cls(**config)
+
+    def _routed(self, inputs, mask, training=False):
+        """(`Routing`, (B, N) bool or None: the units that are no padding)."""
+        if mask is not None:
+            mask = tf.cast(mask, tf.bool)
+            checked_mask(mask, inputs.shape)
+        units, counted = units_of(inputs, mask, self.route == "input")
+        return self.router(units, mask=counted, training=training), counted
 
     def _regularize(self, routing, counted):
         with keeping_losses():
