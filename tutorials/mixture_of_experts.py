@@ -16,6 +16,7 @@
 # where, and ends with a router that is trained by reward alone.
 
 # %%
+import dataclasses
 import functools
 import os
 import time
@@ -215,7 +216,8 @@ for (name, model), own in zip(networks.items(), times, strict=True):
 # Nearly twice the parameters, of which a token uses as many as before, and a router's.
 # The accuracies lie close together, and on 5,000 images each is uncertain by a third of
 # a point: a few thousand easy images do not need a larger network. Mixtures show their
-# worth where there are more data than a dense network of that cost can learn.
+# worth where there are more data than a dense network of that cost can learn. $K = 2$
+# halves the experts for the same cost, mixes two answers, and moves each token twice.
 #
 # FLOPs are equal, and time need not be: sorting tokens by expert, and several small
 # products in place of a large one, take time of their own, which weighs much in a
@@ -296,9 +298,9 @@ for name, network in (("no balancing", alone), ("balancing", balanced)):
     )
 
 # %% [markdown]
-# No better, and no worse: with one busy expert the layer is the dense one again, which
-# was good enough here, and the others are memory for nothing. With experts on several
-# devices, or a `capacity_factor`, an uneven load would cost time or tokens as well.
+# That lies within the uncertainty. With one busy expert the layer is nearly the dense
+# one again, which was good enough here; the others are memory for little. With experts
+# on several devices, or a `capacity_factor`, an uneven load would cost time or tokens.
 #
 # ## Who goes where
 #
@@ -318,9 +320,12 @@ figure.savefig("loads_by_class.png", dpi=150)
 
 # %%
 examples = x_test[[np.flatnonzero(y_test == digit)[0] for digit in range(10)]]
-figure, axes = plt.subplots(2, 10, figsize=(11, 2.9), layout="constrained")
+figure, axes = plt.subplots(2, 10, figsize=(11, 2.6), layout="constrained")
 for row, name in zip(axes, MOES, strict=True):
-    plots.patch_experts(model, name, examples).plot(row)
+    record = plots.patch_experts(model, name, examples)
+    dataclasses.replace(record, images=1 - examples).plot(row)  # black on white
+    row[0].set_title("", loc="left")
+    row[0].set_ylabel(name)
 figure.savefig("patches_and_experts.png", dpi=150)
 
 # %% [markdown]
@@ -432,11 +437,11 @@ plots.expert_load_by_class(model, "policy", x_test, y_test, batch_size=500).plot
 figure.savefig("choices_of_the_policy.png", dpi=150)
 
 # %% [markdown]
-# The router got no gradient but that of the reward, and yet the experts have divided
-# the digits among themselves, each with a part that straight lines can tell apart. That
-# takes the balancing loss, which keeps the policy exploring: without it, the expert
-# that is ahead by chance soon gets every image. And the gradient is noisy. This is one
-# run; with other seeds the gain is a little smaller or larger.
+# The router got no gradient but that of the reward (and of the balancing loss), and yet
+# the experts have divided the digits among themselves, each with a part that straight
+# lines can tell apart. The balancing loss keeps the policy exploring: without it, the
+# expert that is ahead by chance gets more and more of the images, and less is gained.
+# The gradient is noisy, and this is one run; other seeds gain a little less or more.
 #
 # ## What to try next
 #
