@@ -1,5 +1,7 @@
 """Plots: the records against NumPy, the drawings by what is in them."""
 
+import dataclasses
+
 import keras
 import numpy as np
 import pytest
@@ -108,6 +110,12 @@ def test_patches(tmp_path):
     color = handles[expected[3, 1, 2]].get_facecolor()
     assert colors.to_hex(patch.get_facecolor()) == colors.to_hex(color)
     save(axes, tmp_path / "patches.png")
+    gray = dataclasses.replace(record, images=x[..., 0])
+    again = gray.plot()
+    for one, other in zip(axes, again, strict=True):
+        np.testing.assert_array_equal(
+            one.images[0].get_array(), other.images[0].get_array()
+        )
 
 
 def test_many_experts_differ_by_hatching():

@@ -125,7 +125,7 @@ class PatchExperts:
     """The first expert of each patch of some images.
 
     Attributes:
-        images: (n, height, width, channels).
+        images: (n, height, width, channels), or gray ones without channels.
         experts: (n, rows, columns) integers; -1 for a patch without one.
         num_experts: int, E.
         layer: name of the `SparseMoE`.
@@ -184,8 +184,13 @@ class PatchExperts:
 
     def _plot_one(self, ax, image, experts):
         height, width = image.shape[:2]
-        gray = image.shape[-1] == 1
-        ax.imshow(image[..., 0] if gray else image, cmap="gray" if gray else None)
+        if image.ndim == 2 or image.shape[-1] == 1:
+            # Black is drawn as gray: on black all colors would look alike.
+            low, high = float(image.min()), float(image.max())
+            plane = image.reshape(height, width)
+            ax.imshow(plane, cmap="gray", vmin=2 * low - high, vmax=high)
+        else:
+            ax.imshow(image)
         rows, columns = experts.shape
         step = (height / rows, width / columns)
         for row in range(rows):
@@ -289,7 +294,8 @@ def patch_experts(model, layer, images, grid=None):
         model: functional or Sequential model of images that holds the layer.
         layer: a `SparseMoE` called once in the model, on patches in the order of rows,
             or its name.
-        images: (n, height, width, channels), as the model takes them.
+        images: (n, height, width, channels) or (n, height, width), as the model takes
+            them.
         grid: (rows, columns) of patches, which are the last tokens of the sequence.
             Defaults to a square of all of them.
 
