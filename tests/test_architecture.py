@@ -91,6 +91,7 @@ LAZY_DOORS = {
 # (importer, imported): private helpers that stand on another private helper.
 HELPERS_OF_HELPERS = {
     ("layers._exit_weights", "layers._selector"),
+    ("layers._experts", "layers._gate_records"),
     ("layers._experts", "layers._sub_layers"),
     ("layers._moe_arguments", "layers._checks"),
     ("layers._moe_choices", "layers._moe_roads"),
@@ -105,6 +106,7 @@ HELPERS_OF_HELPERS = {
 COMPANIONS = {
     ("layers.sparse_moe", "layers.routers"),
     ("layers._moe_arguments", "layers.routers"),
+    ("layers._moe_choices", "layers.routers"),
 }
 
 # Imported by name, by whoever wants them.

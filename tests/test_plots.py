@@ -138,6 +138,33 @@ def test_class_token_before_the_patches():
     np.testing.assert_array_equal(last, both[:, :, 2:])
 
 
+def test_padding_counts_for_nobody():
+    words = np.array([[1, 2, 0, 0], [3, 0, 0, 0], [1, 1, 1, 1]])
+    inputs = keras.Input((4,))
+    embedding = keras.layers.Embedding(5, 6, mask_zero=True)
+    moe = kd.SparseMoE(3, 8, name="moe")
+    model = keras.Model(inputs, moe(embedding(inputs)))
+    record = plots.expert_load_by_class(model, moe, words, np.zeros(3, "int32"))
+    logits = embedding(words).numpy() @ moe.router.kernel.numpy()
+    chosen = np.argmax(logits, axis=-1)[words > 0]
+    expected = np.bincount(chosen, minlength=3) / len(chosen)
+    np.testing.assert_allclose(record.loads, [expected], rtol=1e-6)
+
+
+def test_models_that_cannot_be_followed():
+    class Subclassed(keras.Model):
+        def call(self, inputs):
+            return inputs
+
+    with pytest.raises(ValueError, match="functional or built Sequential.*Subclassed"):
+        plots.expert_load_by_class(Subclassed(), "moe", images(2), np.zeros(2))
+    inputs = keras.Input((4, 6))
+    moe = kd.SparseMoE(3, 8, name="moe")
+    twice = keras.Model(inputs, moe(moe(inputs)))
+    with pytest.raises(ValueError, match=r"calls once.*\['moe', 'moe'\]"):
+        plots.expert_load_by_class(twice, moe, np.ones((2, 4, 6)), np.zeros(2))
+
+
 def test_bad_input():
     model, moe, _ = vit()
     with pytest.raises(ValueError, match=r"moe_load_0.*\['loss'\]"):

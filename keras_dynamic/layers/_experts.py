@@ -4,6 +4,11 @@ import keras
 import tensorflow as tf
 
 from keras_dynamic._compat import losses_within, set_mask
+from keras_dynamic.layers._gate_records import (
+    GatesInBranches,
+    collecting,
+    observe_within,
+)
 from keras_dynamic.layers._sub_layers import build_layer, output_shape, run_layer
 from keras_dynamic.ops.activation_flops import activation_flops
 from keras_dynamic.ops.feed_forward import (
@@ -209,21 +214,25 @@ class LayerExperts:
         Layers fail on empty batches, or make NaNs of them.
         """
         shape = output_shape(self._layers[expert], (None, *rows.shape[1:]))
+        gates = GatesInBranches([self._layers[expert]], rows)
 
         def run():
-            return self._run(expert, rows, mask)
+            with collecting() as records:
+                answer, loss = self._run(expert, rows, mask)
+            return answer, loss, gates.vectors(records)
 
         def idle():
             # No row, of sizes that only the other branch would know.
             sizes = [0, *(size or 0 for size in shape[1:])]
-            return tf.zeros(sizes, self._dtype), tf.constant(0.0)
+            return tf.zeros(sizes, self._dtype), tf.constant(0.0), gates.vectors([])
 
         busy = tf.shape(rows)[0] > 0
         if tf.executing_eagerly():
-            answer, loss = run() if bool(busy) else idle()
+            answer, loss, vectors = run() if bool(busy) else idle()
         else:
-            answer, loss = tf.cond(busy, run, idle)
+            answer, loss, vectors = tf.cond(busy, run, idle)
         self._tell(loss)
+        observe_within(gates.records(vectors))
         answer.set_shape([None, *shape[1:]])
         return answer
 

@@ -18,7 +18,7 @@ from keras import tree
 
 from keras_dynamic._compat import layers_within
 
-__all__ = ["GateRecord", "GatesInBranches", "collecting", "report"]
+__all__ = ["GateRecord", "GatesInBranches", "collecting", "observe_within", "report"]
 
 _local = threading.local()
 
@@ -75,6 +75,16 @@ def report(records):
             record.gate.observe(record)
     elif stack[-1][1] is _current_graph():
         stack[-1][0].extend(records)
+
+
+def observe_within(records):
+    """Tells gates within experts what they did, for the logs.
+
+    Their rows are not the samples, so that no collector can use them.
+    """
+    if not _stack():
+        for record in records:
+            record.gate.observe(record)
 
 
 class GatesInBranches:

@@ -7,10 +7,11 @@ import re
 import warnings
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from keras_dynamic._compat import calls_before
-from keras_dynamic.layers._checks import nonnegative
+from keras_dynamic.layers._checks import nonnegative, positive_integer
 from keras_dynamic.layers.routers import (
     DenseRouter,
     ExpertChoiceRouter,
@@ -26,6 +27,7 @@ __all__ = [
     "checked_devices",
     "checked_experts",
     "checked_factor",
+    "checked_hidden_units",
     "checked_losses",
     "checked_mask",
     "checked_name",
@@ -76,6 +78,13 @@ def checked_experts(experts, num_experts):
     return list(experts), len(experts)
 
 
+def checked_hidden_units(value):
+    """The int of an integer >= 1."""
+    if value is None:
+        raise ValueError("`hidden_units` is needed, or `experts`. Received: neither.")
+    return positive_integer("hidden_units", value)
+
+
 def checked_activation(activation):
     """A function from a name or function."""
     if isinstance(activation, keras.Layer):
@@ -113,7 +122,12 @@ def checked_losses(losses, weights, router):
         router: a `Router`, which must have what they need.
     """
     names = [] if losses is None else losses
-    names = [names] if isinstance(names, str) else list(names)
+    names = [names] if isinstance(names, str) else names
+    if not isinstance(names, (list, tuple)):
+        raise TypeError(
+            "`balance_loss` must be a name, a list of names, or None. Received: "
+            f"balance_loss={losses!r}."
+        )
     possible = _possible_losses(router)
     for name in names:
         checked_name("balance_loss", name, _LOSSES)
@@ -127,7 +141,10 @@ def checked_losses(losses, weights, router):
         raise ValueError(
             f"`balance_loss` must name each loss once. Received: {losses!r}."
         )
+    if isinstance(weights, np.ndarray):
+        weights = weights.tolist()
     if not isinstance(weights, (list, tuple)):
+        nonnegative("balance_weight", weights)  # also where there is no loss
         weights = [weights] * len(names)
     if len(weights) != len(names):
         raise ValueError(
@@ -157,6 +174,7 @@ def router_for(layer, router):
             top_k=(layer.top_k, 1),
             noise_stddev=(layer.noise_stddev, "auto"),
             renormalize=(layer.renormalize, False),
+            seed=(layer.seed, None),
         )
         if router.num_experts != layer.num_experts:
             raise ValueError(
@@ -179,6 +197,12 @@ def router_for(layer, router):
                 "`capacity_factor` is set by the `top_k` of an `ExpertChoiceRouter`. "
                 f"Received: capacity_factor={layer.capacity_factor}."
             )
+    factors = layer.capacity_factor, layer.inference_capacity_factor
+    if layer.batch_prioritized and factors == (None, None):
+        raise ValueError(
+            "`batch_prioritized` says who gets room first, which needs a "
+            "`capacity_factor`. Received: batch_prioritized=True without one."
+        )
     return router
 
 
@@ -199,6 +223,13 @@ def _router_by_name(layer, name):
     arguments["noise_stddev"] = noise
     if name == "expert_choice":
         average = nonnegative("top_k", layer.top_k) * (layer.capacity_factor or 1.0)
+        if not 0 < average <= layer.num_experts:
+            raise ValueError(
+                "`top_k` times `capacity_factor`, the average number of experts of a "
+                "token, must lie in (0, num_experts]. Received: "
+                f"top_k={layer.top_k}, capacity_factor={layer.capacity_factor}, "
+                f"num_experts={layer.num_experts}."
+            )
         return ExpertChoiceRouter(layer.num_experts, average, **arguments)
     if layer.top_k != 1:
         raise ValueError(
@@ -235,7 +266,9 @@ def checked_name(argument, value, known):
 
 def check_dispatch(layer):
     """Raises where the road that a `SparseMoE` is told to take cannot be taken."""
-    if layer.dispatch == "capacity" and layer.capacity_factor is None:
+    experts_choose = isinstance(layer.router, ExpertChoiceRouter)
+    limited = experts_choose or layer.capacity_factor is not None
+    if layer.dispatch == "capacity" and not limited:
         raise ValueError(
             "`dispatch='capacity'` needs a `capacity_factor`. Received: "
             "capacity_factor=None."

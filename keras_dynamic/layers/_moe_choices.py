@@ -4,10 +4,69 @@ import dataclasses
 
 import tensorflow as tf
 
+from keras_dynamic._compat import under_xla
 from keras_dynamic.layers._moe_roads import Choices
+from keras_dynamic.layers.routers import Routing
 from keras_dynamic.ops.dispatch import capacity_for, drop_above
 
-__all__ = ["choices_of", "units_of", "with_capacity"]
+__all__ = ["checked_routing", "choices_of", "units_of", "with_capacity"]
+
+
+def routes_all(router):
+    """Whether who wrote a router's `call` says that it sends no token to nobody."""
+    written = next(each for each in type(router).__mro__ if "call" in vars(each))
+    return bool(vars(written).get("routes_all"))
+
+
+def checked_routing(routing, router, units):
+    """What a router returned, if it is a `Routing` that fits.
+
+    Args:
+        routing: what it returned.
+        router: the `Router`.
+        units: (B, N), static; None where unknown.
+    """
+    name, num_experts = router.name, router.num_experts
+    if not isinstance(routing, Routing):
+        raise TypeError(
+            f"Router '{name}' must return a `Routing`. Received: {type(routing)}."
+        )
+    if (routing.experts is None) == (routing.tokens is None):
+        raise ValueError(
+            f"Router '{name}' must return either `experts` or `tokens`. Received: "
+            f"{'neither' if routing.experts is None else 'both'}."
+        )
+    logits = tf.convert_to_tensor(routing.logits, tf.float32)
+    weights = tf.convert_to_tensor(routing.weights, tf.float32)
+    kind = "tokens" if routing.experts is None else "experts"
+    chosen = tf.convert_to_tensor(getattr(routing, kind))
+    if not chosen.dtype.is_integer:
+        raise TypeError(
+            f"Router '{name}' must return integer `{kind}`. Received: dtype "
+            f"{chosen.dtype.name}."
+        )
+    batch, number = units
+    first = (batch, number) if kind == "experts" else (batch, num_experts)
+    wanted = {
+        "logits": (logits, (batch, number, num_experts)),
+        kind: (chosen, (*first, None)),
+        "weights": (weights, tuple(chosen.shape)),
+    }
+    for part, (tensor, shape) in wanted.items():
+        if not tensor.shape.is_compatible_with(shape):
+            raise ValueError(
+                f"Router '{name}' must return `{part}` of shape {shape}. Received: "
+                f"shape {tuple(tensor.shape)}."
+            )
+    chosen = tf.cast(chosen, tf.int32)
+    own = not type(router).__module__.startswith("keras_dynamic.")
+    if own and not under_xla():  # which has no assertions
+        limit = num_experts if kind == "experts" else tf.shape(logits)[1]
+        message = f"Router '{name}' returned `{kind}` beyond the last one."
+        check = tf.debugging.assert_less(chosen, limit, message=message)
+        with tf.control_dependencies([] if check is None else [check]):
+            chosen = tf.identity(chosen)
+    return routing._replace(logits=logits, weights=weights, **{kind: chosen})
 
 
 def units_of(inputs, mask, whole):
@@ -63,7 +122,7 @@ def choices_of(routing, counted, routes_all):
             # All first choices, then all second ones.
             return tf.reshape(tf.transpose(tf.reshape(tensor, [-1, per_row])), [-1])
 
-        experts = tf.cast(by_choice(routing.experts), tf.int32)
+        experts = by_choice(routing.experts)
         if counted is not None:
             present = tf.tile(tf.reshape(counted, [-1]), [per_row])
             experts = tf.where(present, experts, -1)
@@ -72,7 +131,7 @@ def choices_of(routing, counted, routes_all):
     shape = tf.shape(routing.tokens)
     samples = tf.range(shape[0])[:, None, None]
     number = tf.shape(routing.logits)[1]
-    tokens = tf.cast(routing.tokens, tf.int32)
+    tokens = routing.tokens
     experts = tf.broadcast_to(tf.range(shape[1])[:, None], shape)
     taken = tokens >= 0
     if counted is not None:
@@ -98,9 +157,11 @@ def with_capacity(choices, factor, num_experts, counted, prioritized):
 
     Returns:
         (`Choices`, scalar int32 or None): no expert has more rows than that, which
-        depends on shapes only.
+        depends on shapes only. Where experts choose there is always such a number.
     """
-    if factor is None or choices.each is None:
+    if choices.each is None:
+        return choices, tf.size(choices.experts) // num_experts
+    if factor is None:
         return choices, None
     each = choices.each
     experts = tf.reshape(choices.experts, [each, -1])

@@ -55,12 +55,15 @@ def mixture_of(layer, inputs, mask, choices, room, training):
         room: scalar int32, the rows that an expert has at most; None for any number.
         training: whether losses of experts count.
     """
-    rows, row_mask = inputs, None
+    rows, row_mask = tf.cast(inputs, layer.compute_dtype), None
+    padded = layer.route == "input" and mask is not None
     if layer.route == "token":
-        rows = tf.reshape(inputs, [-1, inputs.shape[-1]])
-    elif layer.hidden_units is None:
+        rows = tf.reshape(rows, [-1, inputs.shape[-1]])
+    elif padded and layer.hidden_units is not None:
+        # Padding may be a NaN, which would reach the gradients of the weights.
+        rows = tf.where(mask[..., None], rows, tf.zeros_like(rows))
+    elif padded:
         row_mask = mask
-    rows = tf.cast(rows, layer.compute_dtype)
     devices = layer.device_of_experts
     if layer.hidden_units is not None:
         experts = FeedForwardExperts(layer.experts, devices)
@@ -77,6 +80,8 @@ def mixture_of(layer, inputs, mask, choices, room, training):
     if layer.route == "token":
         sizes = tf.concat([tf.shape(inputs)[:-1], shape[-1:]], axis=0)
         answers = tf.reshape(answers, sizes)
+    elif padded and layer.hidden_units is not None:
+        answers = tf.where(mask[..., None], answers, tf.zeros_like(answers))
     return tf.ensure_shape(answers, [inputs.shape[0], *shape[1:]])
 
 
@@ -142,11 +147,14 @@ def _dense_road(experts, number, rows, mask, choices):
         # What nobody computes may be anything, and 0 times a NaN is a NaN.
         chosen = tf.reduce_any(weights != 0, axis=0)
         rows = tf.where(_like(chosen, rows), rows, tf.zeros_like(rows))
-    answers = [
-        _weighted(experts.of_all(expert, rows, mask), weights[expert])
-        for expert in range(number)
-    ]
-    return tf.add_n(answers)
+    total = None
+    for expert in range(number):
+        answer = experts.of_all(expert, rows, mask)
+        weight = _like(tf.cast(weights[expert], answer.dtype), answer)
+        # An answer that nobody asked for may have overflown.
+        term = tf.math.multiply_no_nan(answer, weight)
+        total = term if total is None else total + term
+    return total
 
 
 def _ragged_road(experts, number, rows, mask, choices):

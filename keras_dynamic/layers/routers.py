@@ -70,7 +70,10 @@ class Router(keras.layers.Layer):
     `route="input"` they see one token a sample, the mean of its tokens.
 
     A router that samples has to draw nothing at inference, where an answer may not
-    depend on chance or on other samples.
+    depend on chance or on other samples. One that always sends each token to experts,
+    so that there is no -1, says so by the class attribute `routes_all = True` beside
+    its `call`; that is a little faster. Layers that a router holds have to be built in
+    its `build`.
 
     Args:
         num_experts: int >= 1, E.

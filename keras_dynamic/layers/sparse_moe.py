@@ -15,6 +15,7 @@ from keras_dynamic.layers._moe_arguments import (
     checked_devices,
     checked_experts,
     checked_factor,
+    checked_hidden_units,
     checked_losses,
     checked_mask,
     checked_name,
@@ -22,7 +23,13 @@ from keras_dynamic.layers._moe_arguments import (
     router_for,
     warn_of_causal_producers,
 )
-from keras_dynamic.layers._moe_choices import choices_of, units_of, with_capacity
+from keras_dynamic.layers._moe_choices import (
+    checked_routing,
+    choices_of,
+    routes_all,
+    units_of,
+    with_capacity,
+)
 from keras_dynamic.layers._moe_losses import routing_losses
 from keras_dynamic.layers._moe_records import record_of, totals_of
 from keras_dynamic.layers._moe_roads import ROADS, mixture_of
@@ -32,6 +39,12 @@ from keras_dynamic.layers._sub_layers import output_shape
 __all__ = ["SparseMoE"]
 
 _ROUTES = ("token", "input")
+# Arguments that stand in a config as they are.
+_PLAIN = """
+    num_experts hidden_units top_k route noise_stddev capacity_factor balance_loss
+    balance_weight devices gated use_bias renormalize inference_capacity_factor
+    batch_prioritized z_weight dispatch seed
+""".split()
 
 
 @keras.saving.register_keras_serializable(package="keras_dynamic")
@@ -56,7 +69,7 @@ class SparseMoE(keras.layers.Layer):
     dropped adds nothing to the sum: put the layer into a residual block,
     `x + moe(norm(x))`, and a dropped token passes through. Of a token that is padding
     (`mask`) nothing is computed: it takes no room, counts in no loss and no metric, and
-    its answer is 0. (With `route="input"` experts get whole samples, padding too.)
+    its answer is 0. (Own `experts` get whole samples with `route="input"`, and masks.)
 
     **Balance.** Left alone, routers send most tokens to a few experts. Losses added by
     `add_loss`, in training only, work against it; all are functions of probabilities,
@@ -77,11 +90,12 @@ class SparseMoE(keras.layers.Layer):
 
     **Roads.** `dispatch` says how the sum is computed. `"ragged"`: tokens are sorted by
     expert, and each expert works on its own. `"capacity"`: each expert works on an
-    array of fixed size, which needs a `capacity_factor` (where none is in force, at
-    inference, this is the ragged road). `"dense"`: every expert computes every token,
-    and what was not chosen is left out; the reference for the others. `"auto"`: ragged,
-    or capacity under XLA and on a GPU where one is in force. XLA without a capacity can
-    only go the dense road; a warning says so. All give the same answers and gradients.
+    array of fixed size, which needs a `capacity_factor` or experts that choose (where
+    no capacity is in force, at inference, this is the ragged road). `"dense"`: every
+    expert computes every token, and what was not chosen is left out; the reference for
+    the others. `"auto"`: ragged, or capacity under XLA and on a GPU where one is in
+    force. XLA, which Keras turns on by itself on a GPU, can only go the dense road
+    without a capacity; a warning says so. All give the same answers and gradients.
 
     With one expert, or with equal ones whose weights add up to 1, the layer computes
     what a dense network does.
@@ -197,7 +211,7 @@ class SparseMoE(keras.layers.Layer):
         experts, number = checked_experts(experts, num_experts)
         self.num_experts = positive_integer("num_experts", number)
         if experts is None:
-            self.hidden_units = positive_integer("hidden_units", hidden_units)
+            self.hidden_units = checked_hidden_units(hidden_units)
         else:
             self.hidden_units = None
             check_not_given(
@@ -256,7 +270,7 @@ class SparseMoE(keras.layers.Layer):
     def call(self, inputs, mask=None, training=False):
         mask = get_mask(inputs) if mask is None else mask
         routing, counted = self._routed(inputs, mask, training)
-        wanted = choices_of(routing, counted, self.router.routes_all)
+        wanted = choices_of(routing, counted, routes_all(self.router))
         choices, room = with_capacity(
             wanted,
             self.capacity_factor if training else self.inference_capacity_factor,
@@ -282,6 +296,8 @@ class SparseMoE(keras.layers.Layer):
         return (*input_shape[:-1], *shape[1:])
 
     def compute_output_spec(self, inputs, mask=None, training=False):
+        if mask is not None:
+            checked_mask(mask, inputs.shape)
         if self.router.looks_ahead:
             warn_of_causal_producers(self.name, inputs)
         shape = self.compute_output_shape(inputs.shape)
@@ -331,29 +347,13 @@ class SparseMoE(keras.layers.Layer):
             experts = [serialize(expert) for expert in self.experts]
         return {
             **super().get_config(),
-            "num_experts": self.num_experts,
-            "hidden_units": self.hidden_units,
-            "top_k": self.top_k,
+            **{name: getattr(self, name) for name in _PLAIN},
             "router": self._made_router or serialize(self.router),
-            "route": self.route,
-            "noise_stddev": self.noise_stddev,
-            "renormalize": self.renormalize,
-            "capacity_factor": self.capacity_factor,
-            "inference_capacity_factor": self.inference_capacity_factor,
-            "batch_prioritized": self.batch_prioritized,
-            "balance_loss": self.balance_loss,
-            "balance_weight": self.balance_weight,
-            "z_weight": self.z_weight,
             "experts": experts,
-            "devices": self.devices,
             "activation": keras.activations.serialize(self.activation),
-            "gated": self.gated,
-            "use_bias": self.use_bias,
-            "dispatch": self.dispatch,
             "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
             "bias_initializer": keras.initializers.serialize(self.bias_initializer),
             "kernel_regularizer": keras.regularizers.serialize(self.kernel_regularizer),
-            "seed": self.seed,
         }
 
     @classmethod
@@ -377,7 +377,9 @@ class SparseMoE(keras.layers.Layer):
             mask = tf.convert_to_tensor(mask)
             checked_mask(mask, inputs.shape)
         units, counted = units_of(inputs, mask, self.route == "input")
-        return self.router(units, mask=counted, training=training), counted
+        routing = self.router(units, mask=counted, training=training)
+        routing = checked_routing(routing, self.router, units.shape[:2])
+        return routing, counted
 
     def _regularize(self, routing, counted):
         with keeping_losses():

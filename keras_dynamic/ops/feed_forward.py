@@ -132,7 +132,7 @@ def _through(activate, before, upstream):
     with tf.GradientTape() as tape:
         tape.watch(before)
         after = activate(before)
-    return tape.gradient(after, before, upstream)
+    return tape.gradient(after, before, upstream, unconnected_gradients="zero")
 
 
 def on_device(device):

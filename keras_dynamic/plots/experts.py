@@ -4,9 +4,10 @@ import dataclasses
 
 import keras
 import numpy as np
+from keras import tree
 from matplotlib import pyplot
 
-from keras_dynamic._compat import BatchIterator, layers_within
+from keras_dynamic._compat import BatchIterator, functional_nodes, functional_of
 from keras_dynamic.layers.sparse_moe import SparseMoE
 
 __all__ = [
@@ -270,8 +271,8 @@ def expert_load_by_class(model, layer, x, y, class_names=None, batch_size=None):
     ax = plots.expert_load_by_class(model, "moe", x, y).plot()
     ```
     """
-    layer, counts = _found(model, layer), []
-    for routing in _routings(model, layer, x, batch_size):
+    (layer, inputs, mask), counts = _found(model, layer), []
+    for routing in _routings(model, inputs, mask, layer, x, batch_size):
         counts.append(_computed(routing, layer.num_experts))
     counts = np.concatenate(counts) if counts else np.zeros((0, layer.num_experts))
     y = np.asarray(y)
@@ -294,10 +295,9 @@ def patch_experts(model, layer, images, grid=None):
         model: functional or Sequential model of images that holds the layer.
         layer: a `SparseMoE` called once in the model, on patches in the order of rows,
             or its name.
-        images: (n, height, width, channels) or (n, height, width), as the model takes
-            them.
-        grid: (rows, columns) of patches, which are the last tokens of the sequence.
-            Defaults to a square of all of them.
+        images: (n, height, width, channels) or (n, height, width).
+        grid: (rows, columns) of patches, the last tokens of the sequence. Defaults to a
+            square of all of them.
 
     Returns:
         A `PatchExperts`.
@@ -319,8 +319,8 @@ def patch_experts(model, layer, images, grid=None):
     axes = plots.patch_experts(model, "moe", images).plot()
     ```
     """
-    layer = _found(model, layer)
-    routings = list(_routings(model, layer, images, None))
+    layer, inputs, mask = _found(model, layer)
+    routings = list(_routings(model, inputs, mask, layer, images, None))
     if any(routing.experts is None for routing in routings):
         raise ValueError(
             "`layer` must be one in which tokens choose experts. Received: layer "
@@ -347,24 +347,32 @@ def patch_experts(model, layer, images, grid=None):
 
 
 def _found(model, layer):
-    """The layer itself."""
-    mixtures = [q for q in layers_within(model) if isinstance(q, SparseMoE)]
-    for each in mixtures:
-        if layer is each or layer == each.name:
-            return each
-    raise ValueError(
-        "`layer` must be a `SparseMoE` of the model, or its name: "
-        f"{[each.name for each in mixtures]}. Received: layer={layer!r}."
-    )
+    """(the layer, what it was called with: symbolic inputs and mask)."""
+    if (functional := functional_of(model)) is None:
+        raise ValueError(
+            "`model` must be a functional or built Sequential `keras.Model`. Received: "
+            f"{model!r} of type {type(model)}."
+        )
+    nodes = list(functional_nodes(functional))
+    nodes = [node for node in nodes if isinstance(node[0], SparseMoE)]
+    calls = [node for node in nodes if layer is node[0] or layer == node[0].name]
+    if len(calls) != 1:
+        raise ValueError(
+            "`layer` must be a `SparseMoE` that the model itself calls once, or its "
+            f"name: {[node[0].name for node in nodes]}. Received: layer={layer!r}."
+        )
+    ((found, args, kwargs, _),) = calls
+    inputs = args[0] if args else kwargs["inputs"]
+    return found, inputs, kwargs.get("mask")
 
 
-def _routings(model, layer, x, batch_size):
+def _routings(model, inputs, mask, layer, x, batch_size):
     """What the layer decides for each batch of the data."""
-    features = keras.Model(model.inputs, layer.input)
+    features = keras.Model(model.inputs, [inputs] if mask is None else [inputs, mask])
     for _, _, batches in BatchIterator(x=x, batch_size=batch_size):
         for batch in batches:
-            inputs = keras.utils.unpack_x_y_sample_weight(batch)[0]
-            yield layer.routing(features(inputs, training=False))
+            data = keras.utils.unpack_x_y_sample_weight(batch)[0]
+            yield layer.routing(*tree.flatten(features(data, training=False)))
 
 
 def _computed(routing, num_experts):

@@ -305,3 +305,73 @@ def test_top_k_is_softmax_in_the_neutral_setting():
     )
     renormalized = with_identity(TopKRouter(3, 3, renormalize=True))(logits)
     np.testing.assert_allclose(renormalized.weights, every.weights, rtol=1e-5)
+
+
+# What a router may return
+
+
+class Returns(Router):
+    """Whatever it is told to."""
+
+    def __init__(self, change):
+        super().__init__(3)
+        self.change = change
+
+    def call(self, inputs, mask=None, training=False):
+        logits = self.logits(inputs)
+        weights, experts = tf.math.top_k(tf.nn.softmax(logits), 2)
+        return self.change(Routing(weights, logits, experts))
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        (lambda r: r.weights, TypeError, "return a `Routing`. Received: .*Tensor"),
+        (lambda r: r._replace(experts=None), ValueError, "Received: neither"),
+        (lambda r: r._replace(tokens=r.experts), ValueError, "Received: both"),
+        (
+            lambda r: r._replace(experts=tf.cast(r.experts, "float32")),
+            TypeError,
+            "integer `experts`. Received: dtype float32",
+        ),
+        (
+            lambda r: r._replace(logits=r.logits[..., :2]),
+            ValueError,
+            r"`logits` of shape \(2, 5, 3\). Received: shape \(2, 5, 2\)",
+        ),
+        (
+            lambda r: r._replace(weights=tf.transpose(r.weights, [0, 2, 1])),
+            ValueError,
+            r"`weights` of shape \(2, 5, 2\). Received: shape \(2, 2, 5\)",
+        ),
+        (
+            lambda r: r._replace(experts=r.experts[:, 0]),
+            ValueError,
+            r"`experts` of shape .*Received: shape \(2, 2\)",
+        ),
+        (
+            lambda r: r._replace(experts=r.experts + 2),
+            tf.errors.InvalidArgumentError,
+            "`experts` beyond the last one",
+        ),
+    ],
+)
+def test_what_a_router_returns_is_checked(change, error, message):
+    moe = kd.SparseMoE(3, 4, router=Returns(change))
+    with pytest.raises(error, match=message):
+        moe(np.ones((2, 5, 4), "float32"))
+
+
+def test_a_subclass_that_drops_tokens_need_not_say_so():
+    class Sure(TopKRouter):  # whose own `call` has no -1, and says so
+        def call(self, inputs, mask=None, training=False):
+            routing = super().call(inputs, mask, training)
+            keep = routing.weights > 0.5
+            return routing._replace(experts=tf.where(keep, routing.experts, -1))
+
+    x = np.random.default_rng(0).normal(size=(2, 5, 4)).astype("float32")
+    moe = kd.SparseMoE(3, 4, router=Sure(3))
+    answers = moe(x).numpy()
+    p = tf.nn.softmax(x @ moe.router.kernel.numpy()).numpy().max(axis=-1)
+    assert 0 < np.sum(p > 0.5) < 10
+    np.testing.assert_array_equal(answers.any(axis=-1), p > 0.5)

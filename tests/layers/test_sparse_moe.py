@@ -208,8 +208,11 @@ def test_one_choice_for_an_input_against_numpy(arguments, masked):
     layer = scattered(moe(route="input", **arguments), x.shape)
     for training in (False, True):
         answer = layer(x, mask=mask, training=training)
-        expected = mixture_of(layer, x, mask, training)
-        close(answer, expected.output.reshape(x.shape))
+        expected = mixture_of(layer, x, mask, training).output.reshape(x.shape)
+        if masked:
+            expected[~mask] = 0.0
+        close(answer, expected)
+    expected = mixture_of(layer, x, mask, training)
     samples = {entry[0] for entry in expected.wanted}
     assert samples == set(range(6)) - ({1} if masked else set())
 
@@ -347,3 +350,34 @@ def test_batch_mates_do_not_matter():
         for index in range(6):
             alone = slice(index, index + 1)
             close(layer(x[alone], mask=mask[alone]), together[alone])
+
+
+@pytest.mark.parametrize("road", ["ragged", "dense"])
+def test_padding_of_inputs_may_be_a_nan(road):
+    """One choice for a sample: its padding reaches no weight either."""
+    x = normal(3, 5, 4)
+    mask = np.arange(5) < np.array([[5], [3], [2]])
+    layer = scattered(moe(route="input", dispatch=road), x.shape)
+    gradients = []
+    for fill in (0.0, np.nan):
+        filled = np.where(mask[..., None], x, np.float32(fill))
+        with tf.GradientTape() as tape:
+            answers = layer(filled, mask=mask, training=True)
+            loss = tf.reduce_sum(tf.square(answers))
+        assert not answers.numpy()[~mask].any()
+        gradients.append(tape.gradient(loss, layer.trainable_weights))
+    for one, other in zip(*gradients, strict=True):
+        close(one, other)
+
+
+def test_an_expert_that_overflows_spoils_its_own_tokens_only():
+    x = normal(8, 4)
+    finite = []
+    for road in ("ragged", "dense"):
+        layer = scattered(moe(dispatch=road), x.shape)
+        layer.experts[0].second_kernel.assign(np.full((5, 4), 3e38))
+        finite.append(np.isfinite(layer(x).numpy()).all(axis=1))
+    chosen = np.argmax(x @ layer.router.kernel.numpy(), axis=1)
+    assert 0 < np.sum(chosen == 0) < 8
+    for road in finite:
+        assert road[chosen != 0].all() and not road.all()

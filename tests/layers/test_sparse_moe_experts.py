@@ -288,3 +288,21 @@ def test_saving_keeps_router_and_experts(tmp_path):
     copy.load_weights(tmp_path / "model.weights.h5")
     close(copy(x), expected)
     assert copy.get_layer("moe").experts[0] is not moe.experts[0]
+
+
+def test_logs_of_what_stands_in_experts():
+    """`evaluate` counts mixtures and gates within experts as training does."""
+    gate = kd.SkipGate(layers.Dense(4), name="gate", initial_open_rate=0.99)
+    inner = kd.SparseMoE(3, 4, noise_stddev=0, name="inner")
+    outer = kd.SparseMoE(experts=[gate, inner], router=FirstFeatures(2), name="outer")
+    inputs = keras.Input((4,))
+    model = keras.Model(inputs, outer(inputs))
+    model.compile("sgd", "mse")
+    x = normal(60, 4)
+    logs = model.evaluate(x, x, verbose=0, return_dict=True)
+    to_inner = x[x[:, 1] > x[:, 0]]
+    chosen = np.argmax(to_inner @ inner.router.kernel.numpy(), axis=1)
+    loads = np.bincount(chosen, minlength=3) / len(chosen)
+    close([logs[f"inner_load_{expert}"] for expert in range(3)], loads)
+    logits = gate.decider(x[x[:, 1] <= x[:, 0]]).numpy()
+    close(logs["gate_open_rate"], np.mean(logits > 0))

@@ -238,13 +238,19 @@ def test_all_experts_under_xla_need_no_warning():
     np.testing.assert_allclose(run(x), layer(x), rtol=1e-4, atol=1e-5)
 
 
-def test_expert_choice_under_xla_says_so():
+@pytest.mark.parametrize("dispatch", ["auto", "capacity"])
+def test_experts_that_choose_have_room_by_themselves(dispatch):
+    """Their shapes are fixed: XLA computes what was chosen, and warns of nothing."""
     x = normal(3, 5, 4)
-    layer = scattered(kd.SparseMoE(3, 4, router="expert_choice", name="moe"), x.shape)
+    layer = kd.SparseMoE(3, 4, router="expert_choice", dispatch=dispatch)
+    scattered(layer, x.shape)
     run = tf.function(layer, jit_compile=True, autograph=False)
-    with pytest.warns(UserWarning, match="'moe' computes every expert for every token"):
-        actual = run(x)
-    np.testing.assert_allclose(actual, layer(x), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(run(x), layer(x), rtol=1e-4, atol=1e-5)
+    graph = tf.function(layer, autograph=False, jit_compile=True)
+    graph = graph.get_concrete_function(tf.TensorSpec(x.shape)).graph
+    # Of 5 tokens an expert takes 2, of 3 samples 6: not all 15.
+    rows = {op.outputs[0].shape for op in graph.get_operations() if "MatMul" in op.type}
+    assert not any(15 in shape for shape in map(tuple, rows) if 3 in shape[:1])
 
 
 def test_layers_as_experts_under_xla():
