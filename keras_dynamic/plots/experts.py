@@ -19,7 +19,7 @@ __all__ = [
     "patch_experts",
 ]
 
-# Okabe and Ito's colors without black, then again with hatching of their patches.
+# Okabe and Ito's colors without black.
 _COLORS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7")
 
 
@@ -156,8 +156,8 @@ class PatchExperts:
             The array of `Axes`.
         """
         count = len(self.images)
+        size = (1.6 * count + 1.2, 2.1)
         if axes is None:
-            size = (1.6 * count + 1.2, 2.1)
             _, axes = pyplot.subplots(
                 1, count, squeeze=False, figsize=size, layout="constrained"
             )
@@ -362,8 +362,7 @@ def _found(model, layer):
             f"name: {[node[0].name for node in nodes]}. Received: layer={layer!r}."
         )
     ((found, args, kwargs, _),) = calls
-    inputs = args[0] if args else kwargs["inputs"]
-    return found, inputs, kwargs.get("mask")
+    return found, args[0] if args else kwargs["inputs"], kwargs.get("mask")
 
 
 def _routings(model, inputs, mask, layer, x, batch_size):
