@@ -97,7 +97,7 @@ class Characters:
 
 
 class Images:
-    name, batch, steps, rate = "images", 64, 1000, 3e-3
+    name, batch, steps, rate = "images", 64, 1000, 1e-3
     contenders = ("dense", *MIXTURES)
     tokens = (32 // PATCH) ** 2
 
@@ -175,31 +175,30 @@ def compare(task, steps, seeds):
     for seed in seeds:
         for contender in task.contenders:
             model, seconds = train(task, contender, seed, steps)
-            runs[contender].append((*scores(model, task.test), seconds))
-            make = feed_forward(contender, seed)
-            flops = flops_of_a_token(make(0), task.tokens)
+            loss, accuracy, loads = scores(model, task.test)
+            print(f"  seed {seed}, {contender}: {loss:.4f}", flush=True)
+            runs[contender].append((loss, accuracy, loads, seconds))
+            layer = feed_forward(contender, seed)(0)
+            flops = flops_of_a_token(layer, task.tokens)
             sizes[contender] = model.count_params(), flops
+    print(f"\n{task.name}, {steps} steps, {len(seeds)} seeds, on test data")
     print(
-        f"\n{task.name}, {steps} steps, {len(seeds)} seeds: test loss and accuracy (%), "
-        "mean and 95 % interval"
+        "  contender     parameters  FLOPs/token  loss               - dense          "
+        "    accuracy (%)    ms/step  / dense  largest load / mean"
     )
-    print(
-        "                parameters  FLOPs/token  loss              difference      "
-        "   accuracy        ms/step  / dense  largest load / mean"
-    )
-    plain = runs["dense"]
+    plain_losses, _, _, plain_seconds = zip(*runs["dense"], strict=True)
     for contender, results in runs.items():
         losses, accuracies, loads, seconds = zip(*results, strict=True)
-        loss, half = interval(losses)
-        gain, gain_half = interval([r[0] - p[0] for r, p in zip(results, plain)])
-        accuracy, accuracy_half = interval(accuracies)
-        ratio = np.mean([r[3] / p[3] for r, p in zip(results, plain)])
-        busiest = ", ".join(f"{load:.2f}" for load in np.mean(loads, axis=0))
         parameters, flops = sizes[contender]
+        loss, half = interval(losses)
+        difference, its_half = interval(np.subtract(losses, plain_losses))
+        accuracy, accuracy_half = interval(accuracies)
+        ratio = np.mean(np.divide(seconds, plain_seconds))
+        busiest = ", ".join(f"{load:.2f}" for load in np.mean(loads, axis=0))
         print(
             f"  {contender:13s}{parameters:11,}  {flops:11,.0f}  "
-            f"{loss:.4f} +- {half:.4f}  {gain:+.4f} +- {gain_half:.4f}  "
-            f"{accuracy:5.2f} +- {accuracy_half:4.2f}  {1e3 * np.mean(seconds):7.1f}  "
+            f"{loss:.4f} +- {half:.4f}  {difference:+.4f} +- {its_half:.4f}  "
+            f"{accuracy:5.2f} +- {accuracy_half:5.2f}  {1e3 * np.mean(seconds):7.1f}  "
             f"{ratio:7.2f}  {busiest}"
         )
 
