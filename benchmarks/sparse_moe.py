@@ -1,10 +1,11 @@
 """What a mixture of experts costs, against a dense network of equal active size.
 
 Random tokens go through `SparseMoE` with random router weights, so the loads are uneven
-as they fall: the largest one over the mean is printed. Beside it run a dense network of the size of the chosen experts
-(Keras' own layers), dispatch by one-hot products as in GShard, and all experts on all
-tokens. Forward, and forward and backward with the gradients of the input and of all
-weights. Peak memory is measured in processes of their own.
+as they fall: the largest one over the mean is printed. Beside it run a dense network of
+the size of the chosen experts (Keras' own layers), dispatch by one-hot products as in
+GShard, and all experts on all tokens. Forward, and forward and backward of a step of
+training with the gradients of the input and of all weights. Peak memory is measured in
+processes of their own.
 
     python benchmarks/sparse_moe.py
     python benchmarks/sparse_moe.py --quick
@@ -61,16 +62,18 @@ class OneHot:
 
     def __init__(self, layer):
         self.number = layer.num_experts
-        self.router = tf.Variable(layer._router.kernel)
-        tensors = [expert.tensors() for expert in layer.expert_layers]
-        self.weights = [tf.Variable(tf.stack(each)) for each in zip(*tensors)]
+        self.router = tf.Variable(layer.router.kernel)
+        tensors = [expert.tensors() for expert in layer.experts]
+        self.weights = [
+            tf.Variable(tf.stack(each)) for each in zip(*tensors, strict=True)
+        ]
         self.capacity = -(-5 * TOKENS // (4 * self.number))
 
     @property
     def trainable(self):
         return [self.router, *self.weights]
 
-    def __call__(self, x):
+    def __call__(self, x, training=False):
         first, first_bias, second, second_bias = self.weights
         probabilities = tf.nn.softmax(x @ self.router)
         weight, expert = tf.math.top_k(probabilities, 1)
@@ -94,7 +97,7 @@ def functions(network, weights, x, targets):
     def both():
         with tf.GradientTape() as tape:
             # The loss is returned: TensorFlow leaves out what nobody asks for.
-            loss = tf.reduce_mean(tf.square(network(x) - targets))
+            loss = tf.reduce_mean(tf.square(network(x, training=True) - targets))
         return loss, tape.gradient(loss, [x, *map(tf_variable, weights)])
 
     return forward, both
@@ -138,7 +141,7 @@ def compare(num_experts, rounds):
         "one-hot": (one_hot, one_hot.trainable),
         "all experts": (everyone, everyone.trainable_weights),
     }
-    chosen = tf.argmax(x @ one._router.kernel, axis=1).numpy()
+    chosen = tf.argmax(x @ one.router.kernel, axis=1).numpy()
     counts = np.bincount(chosen, minlength=num_experts)
     uneven = counts.max() / counts.mean()
     pairs = {n: functions(*each, x, targets) for n, each in networks.items()}

@@ -59,6 +59,9 @@ def copy_tutorials(source, target):
 
 
 HERE = Path(__file__).resolve().parent
+# The kernels take data sets from where the benchmarks do, and download what is not
+# there.
+os.environ.setdefault("KERAS_DYNAMIC_DATA", str(HERE.parent / "../shared/data"))
 copy_tutorials(HERE.parent / "tutorials", HERE / "tutorials")
 exclude_patterns.append("conf.py")
 

@@ -30,13 +30,13 @@ def _check_backend():
 _check_backend()
 
 from keras_dynamic import calibration, callbacks  # noqa: E402
+from keras_dynamic.layers import routers  # noqa: E402
 from keras_dynamic.layers.blended_activation import BlendedActivation  # noqa: E402
 from keras_dynamic.layers.early_exit import EarlyExit  # noqa: E402
 from keras_dynamic.layers.exit_selector import ExitSelector  # noqa: E402
 from keras_dynamic.layers.gumbel_softmax import GumbelSoftmax  # noqa: E402
 from keras_dynamic.layers.layer_choice import LayerChoice  # noqa: E402
 from keras_dynamic.layers.layerwise_selector import LayerwiseSelector  # noqa: E402
-from keras_dynamic.layers import routers  # noqa: E402
 from keras_dynamic.layers.skip_gate import SkipGate  # noqa: E402
 from keras_dynamic.layers.sparse_moe import SparseMoE  # noqa: E402
 from keras_dynamic.models import rules  # noqa: E402
@@ -45,6 +45,7 @@ from keras_dynamic.models.discretizing import discretize  # noqa: E402
 from keras_dynamic.models.dynamic_model import DynamicModel  # noqa: E402
 from keras_dynamic.models.prediction import DynamicPrediction  # noqa: E402
 from keras_dynamic.models.surgery import strip_exits  # noqa: E402
+from keras_dynamic.models.upcycling import upcycle  # noqa: E402
 from keras_dynamic.models.weight_decay import exclude_from_weight_decay  # noqa: E402
 
 __version__ = "0.1.0"
@@ -68,4 +69,5 @@ __all__ = [
     "routers",
     "rules",
     "strip_exits",
+    "upcycle",
 ]

@@ -10,7 +10,7 @@ import tensorflow as tf
 from keras import tree
 from keras.src import backend
 from keras.src.backend.common import global_state
-from keras.src.models.functional import Functional
+from keras.src.models.functional import Functional, functional_like_constructor
 from keras.src.saving.serialization_lib import SerializableDict
 from keras.src.trainers.compile_utils import get_loss, get_metric
 from keras.src.trainers.data_adapters.array_data_adapter import ArrayDataAdapter
@@ -36,6 +36,7 @@ __all__ = [
     "replace_compile_config",
     "set_mask",
     "show_mask",
+    "takes_a_graph",
     "under_xla",
 ]
 
@@ -54,6 +55,14 @@ def functional_of(operation):
     if isinstance(operation, Functional) and type(operation).call is Functional.call:
         return operation
     return None
+
+
+def takes_a_graph(cls):
+    """Whether a class of models is made from inputs and outputs, as `keras.Model` is.
+
+    Keras asks the same when it clones a model or makes one from its config.
+    """
+    return functional_like_constructor(cls)
 
 
 def functional_nodes(functional):

@@ -6,6 +6,7 @@ import os
 # TensorFlow reads these when it is imported, so they are set before anything else.
 os.environ["KERAS_BACKEND"] = "tensorflow"
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ.setdefault("MPLBACKEND", "Agg")
 # Several processes can share a GPU only if none of them takes all its memory at once.
 os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
 

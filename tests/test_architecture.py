@@ -13,6 +13,7 @@ does the `__init__.py` of a folder above the files of that folder. Siblings impo
 other only as `ORDERED` says: in a folder listed there, a file may import those that
 stand before it. Elsewhere a file may import a sibling only if its name begins with an
 underscore, and such a private helper imports no sibling itself, save those listed.
+`COMPANIONS` names the public files that siblings may import all the same.
 """
 
 import ast
@@ -43,6 +44,7 @@ ORDERED = {
         "flops_primitives",
         "flops_of_sequences",
         "flops_of_choices",
+        "flops_of_mixtures",
         "flops_of_layers",
         "flops_of_ops",
         "flops_of_graphs",
@@ -73,7 +75,10 @@ ORDERED = {
         "dynamic_model",
         "export",
         "surgery",
+        "rebuilding",
         "discretizing",
+        "pairs",
+        "upcycling",
     ),
 }
 
@@ -86,9 +91,20 @@ LAZY_DOORS = {
 # (importer, imported): private helpers that stand on another private helper.
 HELPERS_OF_HELPERS = {
     ("layers._exit_weights", "layers._selector"),
+    ("layers._experts", "layers._sub_layers"),
+    ("layers._moe_arguments", "layers._checks"),
+    ("layers._moe_choices", "layers._moe_roads"),
+    ("layers._moe_roads", "layers._experts"),
     ("layers._selector", "layers._checks"),
     ("layers._selector", "layers._choosing"),
     ("layers._skipping", "layers._gate_records"),
+}
+
+# (importer, imported): public files of a folder without an order. Routers are public
+# classes, to be subclassed, and `SparseMoE` makes those of them that it knows by name.
+COMPANIONS = {
+    ("layers.sparse_moe", "layers.routers"),
+    ("layers._moe_arguments", "layers.routers"),
 }
 
 # Imported by name, by whoever wants them.
@@ -226,7 +242,7 @@ def breach(importer, imported, lazy):
         if order.index(imported_file) >= order.index(importer_file):
             return f"does not stand before the importer in ORDERED[{above!r}]"
         return None
-    if (importer, imported) in HELPERS_OF_HELPERS:
+    if (importer, imported) in HELPERS_OF_HELPERS | COMPANIONS:
         return None
     if imported_file.startswith("_") and not importer_file.startswith("_"):
         return None
@@ -267,6 +283,9 @@ def test_imports_go_down():
         ("layers.early_exit", "layers.skip_gate", False, "sibling"),
         ("layers.sparse_moe", "layers._experts", False, None),
         ("layers._experts", "layers._routers", False, "sibling"),
+        ("layers.sparse_moe", "layers.routers", False, None),
+        ("layers.skip_gate", "layers.routers", False, "sibling"),
+        ("layers.routers", "layers.sparse_moe", False, "sibling"),
         ("models.engine", "models.rules", False, None),
         ("models.rules", "models.engine", False, "ORDERED"),
         ("models.dynamic_model", "models.export", True, None),

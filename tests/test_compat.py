@@ -54,6 +54,20 @@ def test_functional_of():
     assert _compat.functional_of(kept) is kept
 
 
+def test_takes_a_graph():
+    class Own(keras.Model):
+        pass
+
+    class Further(keras.Model):
+        def __init__(self, inputs, outputs, factor):
+            super().__init__(inputs, outputs)
+
+    inputs = keras.Input((2,))
+    assert _compat.takes_a_graph(type(keras.Model(inputs, inputs + 1)))
+    assert _compat.takes_a_graph(type(Own(inputs, inputs + 1)))
+    assert not _compat.takes_a_graph(Further)
+
+
 def test_masks_travel_as_attributes():
     embedded = layers.Embedding(4, 2, mask_zero=True)(np.array([[1, 0]]))
     assert _compat.get_mask(embedded).numpy().tolist() == [[True, False]]
@@ -149,6 +163,79 @@ def test_losses_are_put_back():
     layer = Adding()
     layer(np.ones((1, 3), "float32"))
     assert [float(loss) for loss in layer.losses] == [3.0]
+
+
+def test_losses_within_a_call_are_handed_out_and_taken_off():
+    inner = layers.Dense(2, kernel_initializer="ones", activity_regularizer="l1")
+    plain = layers.Dense(2)
+    outer = keras.Sequential([inner, plain])
+    x = np.ones((1, 3), "float32")
+    found = []
+
+    class Around(layers.Layer):
+        def call(self, inputs):
+            self.add_loss(tf.constant(7.0))
+            inner(inputs)
+            with _compat.losses_within(outer) as added:
+                outer(inputs)
+                outer(2 * inputs)
+                found.extend(added())
+            with _compat.losses_within(plain) as added:
+                plain(inner(inputs))
+                assert added() == []
+            return inputs
+
+    around = Around()
+    around.inner = outer
+    around(x)
+    # Both outputs are 3, by 0.01 each, and then 6; outside of it the term stays that
+    # was there, and what is not within `plain` is added as ever.
+    assert [float(loss) for loss in found] == pytest.approx([0.06, 0.12])
+    assert [float(loss) for loss in around.losses] == pytest.approx([7, 0.06, 0.06])
+
+
+def test_losses_within_a_branch():
+    layer = layers.Dense(2, kernel_initializer="ones", activity_regularizer="l1")
+    layer.build((None, 3))
+
+    @tf.function(autograph=False)
+    def run(x):
+        def branch():
+            with _compat.losses_within(layer) as added:
+                layer(x)
+                (loss,) = added()
+            return loss
+
+        loss = tf.cond(tf.shape(x)[0] > 0, branch, lambda: 0.0)
+        assert layer.losses == []
+        return loss
+
+    assert float(run(tf.ones((1, 3)))) == pytest.approx(0.06)
+    assert float(run(tf.ones((0, 3)))) == 0
+
+
+def test_calls_before():
+    inputs = keras.Input((6, 4), name="inputs")
+    first = layers.Dense(4, name="first")(inputs)
+    deep = keras.Sequential([keras.Input((6, 4)), layers.Dense(4, name="deep")])
+    attention = layers.MultiHeadAttention(1, 2, name="attention")
+    both = attention(first, deep(first), use_causal_mask=True)
+    layers.Dense(4, name="beside")(first)
+    last = layers.Dense(4, name="last")(both)
+
+    def calls(*tensors):
+        return {op.name: kwargs for op, kwargs in _compat.calls_before(tensors)}
+
+    found = calls(last)
+    assert set(found) == {"first", deep.name, "deep", "attention", "last"}
+    assert found["attention"]["use_causal_mask"] is True
+    assert "use_causal_mask" not in found["first"]
+    assert len(list(_compat.calls_before([last, both, last]))) == 5  # once each
+    assert calls(inputs) == calls() == {}
+    assert calls(tf.ones((1, 6, 4))) == {}  # nothing is known of a value
+    # A layer that is called twice counts as often.
+    shared = layers.Dense(4)
+    assert len(list(_compat.calls_before([shared(shared(inputs))]))) == 2
 
 
 def test_under_xla():

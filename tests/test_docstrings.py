@@ -12,11 +12,13 @@ import textwrap
 import keras
 import numpy as np
 import pytest
+from matplotlib import pyplot
 
 import keras_dynamic as kd
+from keras_dynamic import plots
 
 # Public by their own name: `kd.rules.Entropy`.
-SUBMODULES = ("rules", "calibration", "callbacks")
+SUBMODULES = ("rules", "calibration", "callbacks", "routers")
 
 
 def public_names(module):
@@ -33,7 +35,7 @@ def public_names(module):
 
 def public_objects():
     """Yields (qualified name, object) for each public class and function."""
-    modules = [kd, *(getattr(kd, name) for name in SUBMODULES if hasattr(kd, name))]
+    modules = [kd, plots, *(getattr(kd, name) for name in SUBMODULES)]
     seen = set()
     for module in modules:
         for name in public_names(module):
@@ -90,6 +92,7 @@ def test_example_runs(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # where an example saves its model
     code = compile(EXAMPLES[name], f"<example of {name}>", "exec")
     exec(code, {"keras": keras, "np": np, "kd": kd, "__name__": "__example__"})
+    pyplot.close("all")
 
 
 def test_examples_are_found():

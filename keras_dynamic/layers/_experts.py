@@ -18,7 +18,7 @@ __all__ = [
     "FeedForwardExperts",
     "LayerExperts",
     "build_experts",
-    "reseeded",
+    "feed_forwards",
 ]
 
 
@@ -109,9 +109,9 @@ class FeedForward(keras.layers.Layer):
 
         def initialize(shape, dtype=None):
             if not (self.gated and offset == 0):
-                return reseeded(kernel, offset)(shape, dtype=dtype)
+                return _reseeded(kernel, offset)(shape, dtype=dtype)
             half = (shape[0], shape[1] // 2)
-            halves = [reseeded(kernel, part)(half, dtype=dtype) for part in (0, 1)]
+            halves = [_reseeded(kernel, part)(half, dtype=dtype) for part in (0, 1)]
             return tf.concat(halves, axis=1)
 
         return self.add_weight(
@@ -240,6 +240,25 @@ class LayerExperts:
             self._add_loss(loss)
 
 
+def feed_forwards(layer):
+    """The built-in experts of a `SparseMoE`, which start different."""
+    return [
+        FeedForward(
+            layer.hidden_units,
+            layer.activation,
+            layer.gated,
+            layer.use_bias,
+            # A kernel takes up to three numbers of its own.
+            _reseeded(layer.kernel_initializer, 3 * expert),
+            _reseeded(layer.bias_initializer, 3 * expert),
+            layer.kernel_regularizer,
+            dtype=layer.dtype_policy,
+            name=f"expert_{expert}",
+        )
+        for expert in range(layer.num_experts)
+    ]
+
+
 def build_experts(layers, input_shape, devices):
     """Builds each on its device; checks that they give tensors of one shape."""
     shapes = []
@@ -263,14 +282,17 @@ def build_experts(layers, input_shape, devices):
     return shapes[0]
 
 
-def reseeded(initializer, offset):
+def _reseeded(initializer, offset):
     """An initializer like a given one that draws other numbers.
 
-    Keras' draw the same ones at each call, so experts would all be equal.
+    Keras' draw the same ones at each call, so experts would all be equal. Those with a
+    `SeedGenerator` do not, and a copy would begin anew.
     """
     if not isinstance(initializer, keras.initializers.Initializer):
         return initializer
     config = initializer.get_config()
+    if isinstance(config.get("seed"), dict):
+        return initializer
     if isinstance(config.get("seed"), int):
         config["seed"] += offset
     return type(initializer).from_config(config)

@@ -1,7 +1,8 @@
-"""What gates decided for the samples of a batch, told to whoever asks.
+"""What gates and mixtures decided for the samples of a batch, told to whoever asks.
 
-A gate at inference reports which samples reached it and which it let through. A walk
-that counts costs opens `collecting()` around the calls that it makes. A gate that
+A `SkipGate` reports a `GateRecord`, a `SparseMoE` an `MoERecord`; both are called gates
+here. A gate at inference reports which samples reached it and what it did with them. A
+walk that counts costs opens `collecting()` around the calls that it makes. A gate that
 stands inside another one's layer runs in a branch of a conditional, from which no
 tensor may escape by itself: the outer gate collects there, hands the vectors out of the
 branch, and reports them together with its own.
@@ -63,7 +64,7 @@ def collecting():
 
 
 def report(records):
-    """Hands `GateRecord`s to the innermost collector; without one, to their gates.
+    """Hands records to the innermost collector; without one, to their gates.
 
     A collector outside of the graph that is being built (a loop, a branch of somebody
     else's) gets none, since no tensor may leave that graph.
@@ -79,8 +80,7 @@ def report(records):
 class GatesInBranches:
     """Hands records out of the branches of a conditional, which must be alike.
 
-    Every branch gives three vectors for each gate that any of them holds, zeros for
-    those that it does not run.
+    Every branch gives as many vectors, zeros for the gates that it does not run.
 
     Args:
         layers: what the branches run.
@@ -91,7 +91,7 @@ class GatesInBranches:
         within = [inner for layer in layers for inner in layers_within(layer)]
         gates = [inner for inner in within if hasattr(inner, "observe")]
         self._gates = list({id(gate): gate for gate in gates}.values())
-        self._inputs, self._shapes = inputs, {}
+        self._inputs, self._examples = inputs, {}
 
     def vectors(self, records):
         """Vectors (batch,) of all gates, from the records of one branch."""
@@ -99,9 +99,9 @@ class GatesInBranches:
         for gate in self._gates:
             own = [record for record in records if record.gate is gate]
             zeros = tf.zeros([tf.shape(tree.flatten(self._inputs)[0])[0]])
-            sums = [zeros] * 3
+            sums = [zeros] * gate.record_size
             for record in own:
-                self._shapes[id(gate)] = record.shape
+                self._examples[id(gate)] = record
                 sums = [a + b for a, b in zip(sums, record.vectors(), strict=True)]
             found.extend(sums)
         return found
@@ -109,11 +109,12 @@ class GatesInBranches:
     def records(self, vectors):
         """The records of the branch that was taken."""
         vectors = iter(vectors)
-        each = [(gate, [next(vectors) for _ in range(3)]) for gate in self._gates]
+        each = {
+            id(gate): [next(vectors) for _ in range(gate.record_size)]
+            for gate in self._gates
+        }
         return [
-            GateRecord(gate, self._shapes[id(gate)], *own)
-            for gate, own in each
-            if id(gate) in self._shapes
+            record.with_vectors(each[key]) for key, record in self._examples.items()
         ]
 
 

@@ -3,6 +3,7 @@
 import inspect
 import math
 import numbers
+import re
 import warnings
 
 import keras
@@ -19,18 +20,25 @@ from keras_dynamic.layers.routers import (
 
 __all__ = [
     "check_dispatch",
+    "check_input",
     "check_not_given",
+    "checked_activation",
     "checked_devices",
     "checked_experts",
     "checked_factor",
     "checked_losses",
     "checked_mask",
     "checked_name",
+    "known_devices",
     "router_for",
     "warn_of_causal_producers",
 ]
 
 _LOSSES = ("kl", "importance", "load", "switch")
+# "GPU:0", "GPU", "/device:GPU:0", and what TensorFlow makes of it on one machine.
+_DEVICE = re.compile(
+    r"(/job:localhost)?(/replica:0)?(/task:0)?/?(device:)?(?P<kind>\w+?)(:(?P<index>\d+))?"
+)
 _ROUTERS = ("top_k", "dense", "expert_choice")
 
 
@@ -66,6 +74,17 @@ def checked_experts(experts, num_experts):
             f"num_experts={num_experts} with {len(experts)} experts."
         )
     return list(experts), len(experts)
+
+
+def checked_activation(activation):
+    """A function from a name or function."""
+    if isinstance(activation, keras.Layer):
+        raise TypeError(
+            "`activation` must be a name or a function: experts would share a layer's "
+            "weights. Give layers of your own as `experts`. Received: "
+            f"activation={activation!r}."
+        )
+    return keras.activations.get(activation)
 
 
 def checked_factor(name, value):
@@ -131,7 +150,8 @@ def _possible_losses(router):
 
 def router_for(layer, router):
     """The `Router` of a `SparseMoE`: its user's, or one by name."""
-    if isinstance(router, Router):
+    given = isinstance(router, Router)
+    if given:
         check_not_given(
             "router",
             top_k=(layer.top_k, 1),
@@ -154,7 +174,7 @@ def router_for(layer, router):
                     "take as many tokens as they have room for. Received: "
                     f"{name}={getattr(layer, name)}."
                 )
-        if layer.capacity_factor is not None and isinstance(layer.router, Router):
+        if layer.capacity_factor is not None and given:
             raise ValueError(
                 "`capacity_factor` is set by the `top_k` of an `ExpertChoiceRouter`. "
                 f"Received: capacity_factor={layer.capacity_factor}."
@@ -236,28 +256,75 @@ def checked_devices(devices, num_experts):
             "`devices` must be a list of device names such as ['GPU:0', 'GPU:1']. "
             f"Received: devices={devices!r}."
         )
-    known = [device.name for device in tf.config.list_logical_devices()]
-    found = []
-    for device in devices:
-        try:
-            wanted = tf.DeviceSpec.from_string(device)
-        except (TypeError, ValueError, AttributeError):
-            wanted = None
-        matching = wanted and [
-            name for name in known if _is_part(wanted, tf.DeviceSpec.from_string(name))
-        ]
-        if not matching:
-            names = [name.removeprefix("/device:") for name in known]
+    found = [_matching(device) for device in devices]
+    for device, match in zip(devices, found, strict=True):
+        if match is None:
             raise ValueError(
-                f"`devices` must name devices that TensorFlow has: {names}. Received: "
-                f"{device!r} in devices={devices!r}."
+                f"`devices` must name devices that TensorFlow has: {_all_devices()}. "
+                f"Received: {device!r} in devices={devices!r}."
             )
-        found.append(matching[0])
     return [found[expert % len(found)] for expert in range(num_experts)]
 
 
+def known_devices(devices):
+    """The devices of a saved layer, or None, with a warning, where one is missing."""
+    if devices is None or None not in map(_matching, devices):
+        return devices
+    warnings.warn(
+        f"The experts were saved on devices={devices}, and TensorFlow has "
+        f"{_all_devices()} here: they are placed on the default device.",
+        stacklevel=2,
+    )
+    return None
+
+
+def _all_devices():
+    devices = tf.config.list_logical_devices()
+    return [device.name.removeprefix("/device:") for device in devices]
+
+
+def _matching(device):
+    """The full name of a device that TensorFlow has, or None."""
+    match = _DEVICE.fullmatch(device) if isinstance(device, str) else None
+    if match is None:
+        return None
+    name = f"/device:{match['kind'].upper()}:{match['index'] or 0}"
+    known = [each.name for each in tf.config.list_logical_devices()]
+    return name if name in known else None
+
+
+def check_input(layer, input_shape):
+    """Raises where a `SparseMoE` cannot be built for inputs of that shape."""
+    if isinstance(input_shape, dict) or isinstance(input_shape[0], (list, tuple)):
+        raise ValueError(
+            f"`inputs` must be one tensor. Received: shapes {input_shape}."
+        )
+    if len(input_shape) < 2 or input_shape[-1] is None:
+        raise ValueError(
+            "`inputs` must be (batch, features) or (batch, ..., features), the "
+            f"number of features known. Received: inputs of shape {input_shape}."
+        )
+    if isinstance(layer.router, ExpertChoiceRouter) and (
+        len(input_shape) == 2 or layer.route == "input"
+    ):
+        raise ValueError(
+            "`router='expert_choice'` lets experts choose among the tokens of a "
+            "sample, of which there is one here. Received: inputs of shape "
+            f"{tuple(input_shape)}, route={layer.route!r}."
+        )
+    if layer.devices is not None and tf.distribute.has_strategy():
+        raise ValueError(
+            "`devices` places experts by itself, which does not go together with a "
+            "`tf.distribute` strategy, for which the layer is data parallel. "
+            f"Received: devices={layer.devices} in the scope of a strategy."
+        )
+
+
 def checked_mask(mask, input_shape):
-    """Raises for a mask that is not of the shape of the tokens."""
+    """Raises for a mask that is no bool for each token."""
+    dtype = keras.backend.standardize_dtype(mask.dtype)
+    if dtype != "bool":
+        raise TypeError(f"`mask` must be bool. Received: a mask of dtype {dtype}.")
     wanted, received = tuple(input_shape[:-1]), tuple(mask.shape)
     fits = len(wanted) == len(received) and all(
         None in (a, b) or a == b for a, b in zip(wanted, received, strict=True)
@@ -290,14 +357,3 @@ def _is_causal(operation, kwargs):
     signature = inspect.signature(getattr(operation, "call", operation))
     known = signature.parameters.get("use_causal_mask")
     return known is not None and kwargs.get("use_causal_mask", known.default) is True
-
-
-def _is_part(wanted, device):
-    """Whether what is said of a device is true of another one."""
-    return (
-        wanted.device_type is not None
-        and wanted.device_type.upper() == device.device_type
-        and (wanted.device_index or 0) == device.device_index
-        and wanted.job in (None, device.job)
-        and wanted.task in (None, device.task)
-    )

@@ -32,13 +32,15 @@ def units_of(inputs, mask, whole):
     tokens = tf.reshape(inputs, tf.stack([batch, count, features]))
     tokens = tf.ensure_shape(tokens, [inputs.shape[0], number, features])
     counted = None if mask is None else tf.reshape(mask, tf.stack([batch, count]))
+    if counted is not None:
+        # Padding may be a NaN, and 0 times a NaN in a gradient is one too.
+        tokens = tf.where(counted[..., None], tokens, tf.zeros_like(tokens))
     if not whole:
         return tokens, counted
     tokens = tf.cast(tokens, tf.float32)
     if counted is None:
         return tf.reduce_mean(tokens, axis=1, keepdims=True), None
-    # Selected, not multiplied: padding may be a NaN.
-    total = tf.reduce_sum(tf.where(counted[..., None], tokens, 0.0), 1, keepdims=True)
+    total = tf.reduce_sum(tokens, axis=1, keepdims=True)
     present = tf.reduce_sum(tf.cast(counted, tf.float32), axis=1)[:, None, None]
     return total / tf.maximum(present, 1.0), tf.reduce_any(counted, 1, keepdims=True)
 

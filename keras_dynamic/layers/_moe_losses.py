@@ -31,16 +31,24 @@ def routing_losses(routing, counted, balance, z_weight):
         elif name == "importance":
             loss = balancing.importance_loss(probabilities, counted)
         elif name == "load":
-            if routing.win_probabilities is None:
-                raise ValueError(
-                    "`balance_loss='load'` needs a router that gives "
-                    "`win_probabilities`. Received: a routing without."
-                )
-            loss = balancing.load_loss(flat(routing.win_probabilities), counted)
+            wins = _given(routing, "win_probabilities", name)
+            loss = balancing.load_loss(flat(wins), counted)
         else:
-            experts = flat(routing.experts, routing.experts.shape[-1])
+            experts = _given(routing, "experts", name)
+            experts = flat(experts, experts.shape[-1])
             loss = balancing.switch_loss(probabilities, experts, counted)
         losses.append(weight * loss)
     if z_weight:
         losses.append(z_weight * balancing.z_loss(logits, counted))
     return losses
+
+
+def _given(routing, part, loss):
+    """A part of a routing that not every router gives."""
+    tensor = getattr(routing, part)
+    if tensor is None:
+        raise ValueError(
+            f"`balance_loss={loss!r}` needs a router that gives `{part}`. Received: a "
+            "routing without."
+        )
+    return tensor

@@ -5,7 +5,9 @@ from typing import Any
 
 import tensorflow as tf
 
-__all__ = ["MoERecord", "record_of"]
+from keras_dynamic.ops._means import log
+
+__all__ = ["MoERecord", "record_of", "totals_of"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +57,12 @@ class MoERecord:
             confidence,
         )
 
+    def totals(self):
+        """(E + 4,) sums over the samples, for the logs."""
+        *computed, _, wanted, units, entropy, confidence = self.vectors()
+        vectors = [*computed, wanted, units, entropy, confidence]
+        return tf.reduce_sum(tf.stack(vectors), axis=1)
+
 
 def record_of(layer, shape, choices, wanted, routing, counted):
     """Counts what was decided for each of B samples of N units.
@@ -81,14 +89,8 @@ def record_of(layer, shape, choices, wanted, routing, counted):
     computed = tf.math.unsorted_segment_sum(ones, cells, batch * num_experts + 1)[:-1]
     computed = tf.reshape(computed, [batch, num_experts])
     want = tf.cast(wanted >= 0, tf.float32)
-
-    log_probabilities = tf.nn.log_softmax(logits)
-    probabilities = tf.exp(log_probabilities)
-    entropy = -tf.reduce_sum(
-        tf.math.multiply_no_nan(log_probabilities, probabilities), axis=-1
-    )
-    confidence = tf.reduce_max(probabilities, axis=-1)
     present = tf.ones([batch, number], tf.bool) if counted is None else counted
+    entropy, confidence = _certainty(logits, present)
     return MoERecord(
         layer,
         shape,
@@ -96,6 +98,35 @@ def record_of(layer, shape, choices, wanted, routing, counted):
         reached=tf.ones([batch]),
         wanted=tf.math.unsorted_segment_sum(want, samples, batch),
         units=tf.reduce_sum(tf.cast(present, tf.float32), axis=1),
-        entropy=tf.reduce_sum(tf.where(present, entropy, 0.0), axis=1),
-        confidence=tf.reduce_sum(tf.where(present, confidence, 0.0), axis=1),
+        entropy=tf.reduce_sum(entropy, axis=1),
+        confidence=tf.reduce_sum(confidence, axis=1),
     )
+
+
+def totals_of(choices, wanted, routing, counted):
+    """What `record_of(...).totals()` gives, without the numbers for each sample.
+
+    With a token a sample those would be as many as there are tokens and experts.
+    """
+    logits = routing.logits
+    num_experts = logits.shape[-1]
+    present = tf.ones(tf.shape(logits)[:2], tf.bool) if counted is None else counted
+    entropy, confidence = _certainty(logits, present)
+    cells = tf.where(choices.experts < 0, num_experts, choices.experts)
+    ones = tf.ones_like(cells, tf.float32)
+    computed = tf.math.unsorted_segment_sum(ones, cells, num_experts + 1)[:-1]
+    further = [
+        tf.reduce_sum(tf.cast(wanted >= 0, tf.float32)),
+        tf.reduce_sum(tf.cast(present, tf.float32)),
+        tf.reduce_sum(entropy),
+        tf.reduce_sum(confidence),
+    ]
+    return tf.concat([computed, tf.stack(further)], axis=0)
+
+
+def _certainty(logits, present):
+    """(B, N) entropy in nats and largest probability; 0 where nothing is present."""
+    probabilities = tf.nn.softmax(logits)
+    entropy = -tf.reduce_sum(probabilities * log(probabilities), axis=-1)
+    confidence = tf.reduce_max(probabilities, axis=-1)
+    return tf.where(present, entropy, 0.0), tf.where(present, confidence, 0.0)

@@ -5,12 +5,17 @@ computes every expert for every row and selects; the others compute what was cho
 """
 
 import dataclasses
+import warnings
 
 import tensorflow as tf
 
+from keras_dynamic._compat import under_xla
+from keras_dynamic.layers._experts import FeedForwardExperts, LayerExperts
 from keras_dynamic.ops.dispatch import fixed_places, move_rows, sorted_places
 
-__all__ = ["Choices", "capacity_road", "dense_road", "ragged_road"]
+__all__ = ["ROADS", "Choices", "mixture_of"]
+
+ROADS = ("auto", "ragged", "capacity", "dense")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +44,81 @@ class Choices:
         return tf.gather(self.rows, tf.maximum(assignments, 0))
 
 
-def dense_road(experts, number, rows, mask, choices):
+def mixture_of(layer, inputs, mask, choices, room, training):
+    """The output of a `SparseMoE`, by the road that it takes.
+
+    Args:
+        layer: the `SparseMoE`.
+        inputs: (B, ..., features).
+        mask: (B, ...) bool, or None.
+        choices: `Choices`.
+        room: scalar int32, the rows that an expert has at most; None for any number.
+        training: whether losses of experts count.
+    """
+    rows, row_mask = inputs, None
+    if layer.route == "token":
+        rows = tf.reshape(inputs, [-1, inputs.shape[-1]])
+    elif layer.hidden_units is None:
+        row_mask = mask
+    rows = tf.cast(rows, layer.compute_dtype)
+    devices = layer.device_of_experts
+    if layer.hidden_units is not None:
+        experts = FeedForwardExperts(layer.experts, devices)
+    else:
+        add_loss = layer.add_loss if training else None
+        experts = LayerExperts(layer.experts, devices, layer.compute_dtype, add_loss)
+    road = _road(layer, choices, room)
+    arguments = experts, layer.num_experts, rows, row_mask, choices
+    if road == "capacity":
+        answers = _capacity_road(*arguments, room)
+    else:
+        answers = (_ragged_road if road == "ragged" else _dense_road)(*arguments)
+    shape = layer.compute_output_shape(inputs.shape)
+    if layer.route == "token":
+        sizes = tf.concat([tf.shape(inputs)[:-1], shape[-1:]], axis=0)
+        answers = tf.reshape(answers, sizes)
+    return tf.ensure_shape(answers, [inputs.shape[0], *shape[1:]])
+
+
+def _road(layer, choices, room):
+    """What `dispatch` says, or the fastest road that can be taken."""
+    xla, fixed = under_xla(), room is not None
+    if layer.devices is not None:
+        if xla:
+            raise RuntimeError(
+                f"Layer '{layer.name}' places its experts on several devices, which "
+                "XLA cannot compile: use `jit_compile=False`. Received: "
+                f"devices={layer.devices}."
+            )
+        return "ragged"
+    if layer.dispatch == "dense":
+        return "dense"
+    if xla:
+        if fixed:
+            return "capacity"
+        if choices.each != layer.num_experts:
+            _warn_of_xla(layer, choices.each)
+        return "dense"
+    if layer.dispatch != "auto":
+        return layer.dispatch if fixed else "ragged"
+    if choices.each == layer.num_experts:
+        return "dense"
+    on_gpu = bool(tf.config.list_logical_devices("GPU"))
+    return "capacity" if fixed and on_gpu else "ragged"
+
+
+def _warn_of_xla(layer, each):
+    times = "" if each is None else f", {layer.num_experts / each:g} times as much"
+    warnings.warn(
+        f"Layer '{layer.name}' computes every expert for every token{times}: XLA's "
+        "shapes are fixed, and without a capacity each expert needs room for all of "
+        "them. Set `capacity_factor` (in training) and `inference_capacity_factor` "
+        "(otherwise), or use `jit_compile=False`.",
+        stacklevel=2,
+    )
+
+
+def _dense_road(experts, number, rows, mask, choices):
     """Every expert for every row; what was not chosen has weight 0.
 
     Args:
@@ -70,7 +149,7 @@ def dense_road(experts, number, rows, mask, choices):
     return tf.add_n(answers)
 
 
-def ragged_road(experts, number, rows, mask, choices):
+def _ragged_road(experts, number, rows, mask, choices):
     """Each expert for its own rows, sorted by expert; sizes are known when it runs."""
     places = sorted_places(choices.experts, number, choices.complete)
     moved, own = _to_places(rows, mask, choices, places)
@@ -78,7 +157,7 @@ def ragged_road(experts, number, rows, mask, choices):
     return _back(answers, tf.shape(rows)[0], choices, places)
 
 
-def capacity_road(experts, number, rows, mask, choices, capacity):
+def _capacity_road(experts, number, rows, mask, choices, capacity):
     """Each expert for `capacity` rows, of which some may be zeros: fixed shapes."""
     places = fixed_places(choices.experts, number, capacity)
     moved, own = _to_places(rows, mask, choices, places)

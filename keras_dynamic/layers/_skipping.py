@@ -50,7 +50,7 @@ def run_open_samples(gate, inputs, mask, opened, probability):
             run, otherwise, [inputs, mask], opened, adds=gate.additive
         )
         notes = iter(notes)
-        inner = [r.with_vectors([next(notes) for _ in range(3)]) for r in inner]
+        inner = [r.with_vectors([next(notes) for _ in r.vectors()]) for r in inner]
     opened = tf.cast(opened, tf.float32)
     shape = tuple(inputs.shape[1:])
     own = GateRecord(gate, shape, tf.ones_like(opened), opened, probability)

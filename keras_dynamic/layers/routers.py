@@ -16,14 +16,20 @@ from keras_dynamic.layers._checks import (
     nonnegative,
     positive_integer,
 )
+from keras_dynamic.ops.activation_flops import activation_flops
 from keras_dynamic.ops.dispatch import capacity_for
 from keras_dynamic.ops.seeds import replica_seed
 
 __all__ = ["DenseRouter", "ExpertChoiceRouter", "Router", "Routing", "TopKRouter"]
 
+# FLOPs of an element of a softmax.
+_SOFTMAX = activation_flops(keras.activations.softmax)
+
 
 class Routing(NamedTuple):
-    """What a router decided. B samples, N tokens, E experts.
+    """What a router decided, which is what `Router.call` returns.
+
+    B samples, N tokens, E experts.
 
     Attributes:
         weights: the weights p with which experts' answers are added up, float32, of
@@ -37,6 +43,15 @@ class Routing(NamedTuple):
         win_probabilities: (B, N, E) float32, the probability that an expert would be
             among the chosen ones with new noise, for the balancing loss `"load"`;
             `None` if the router knows none.
+
+    Example:
+
+    ```python
+    logits = np.array([[[0.0, 1.0], [2.0, 0.0]]])  # a sample, two tokens, two experts
+    routing = kd.routers.Routing(
+        weights=np.ones((1, 2, 1)), logits=logits, experts=np.array([[[1], [0]]])
+    )
+    ```
     """
 
     weights: tf.Tensor
@@ -115,6 +130,10 @@ class Router(keras.layers.Layer):
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
         self.seed = seed
         self.seed_generator = keras.random.SeedGenerator(seed)
+        self.supports_masking = True
+
+    def compute_mask(self, inputs, previous_mask):
+        return None  # what was decided is no sequence
 
     def build(self, input_shape):
         self.kernel = self.add_weight(
@@ -149,6 +168,16 @@ class Router(keras.layers.Layer):
             "it to `SparseMoE(router=...)`."
         )
 
+    @property
+    def experts_per_token(self):
+        """How many experts a token goes to, for the count of FLOPs."""
+        return 1
+
+    def compute_flops(self, input_shape):
+        """FLOPs of the decision for (1, tokens, features): products and softmax."""
+        _, tokens, features = input_shape
+        return tokens * self.num_experts * (2 * features + _SOFTMAX)
+
     def get_config(self):
         return {
             **super().get_config(),
@@ -166,6 +195,13 @@ class DenseRouter(Router):
     Args:
         num_experts, noise_stddev, kernel_initializer, seed: as in `Router`.
 
+    Example:
+
+    ```python
+    router = kd.routers.DenseRouter(3)
+    print(router(np.ones((2, 5, 4))).weights.shape)  # (2, 5, 3)
+    ```
+
     Reference:
         Jacobs, Jordan, Nowlan and Hinton, "Adaptive Mixtures of Local Experts", Neural
         Computation 3, 1991.
@@ -179,6 +215,10 @@ class DenseRouter(Router):
         everyone = tf.range(self.num_experts)
         experts = tf.broadcast_to(everyone, tf.shape(logits))
         return Routing(weights, logits, experts)
+
+    @property
+    def experts_per_token(self):
+        return self.num_experts
 
 
 @keras.saving.register_keras_serializable(package="keras_dynamic")
@@ -197,6 +237,14 @@ class TopKRouter(Router):
 
     Raises:
         ValueError: for an argument out of its range.
+
+    Example:
+
+    ```python
+    router = kd.routers.TopKRouter(8, top_k=2, renormalize=True)
+    routing = router(np.random.default_rng(0).normal(size=(2, 5, 4)))
+    print(routing.experts.shape, np.sum(routing.weights, -1))  # (2, 5, 2), ones
+    ```
 
     Reference:
         Riquelme et al., "Scaling Vision with Sparse Mixture of Experts", NeurIPS 2021
@@ -240,6 +288,10 @@ class TopKRouter(Router):
             win_probabilities=self._win_probabilities(logits, noisy, training),
         )
 
+    @property
+    def experts_per_token(self):
+        return self.top_k
+
     def _win_probabilities(self, logits, noisy, training):
         if not training or not self.sigma:
             return None
@@ -270,6 +322,14 @@ class ExpertChoiceRouter(Router):
         num_experts, noise_stddev, kernel_initializer, seed: as in `Router`.
         top_k: float > 0, at most E: how many experts a token gets on average. Defaults
             to 1.
+
+    Example:
+
+    ```python
+    router = kd.routers.ExpertChoiceRouter(4, top_k=2)
+    routing = router(np.random.default_rng(0).normal(size=(2, 6, 4)))
+    print(routing.tokens.shape)  # (2, 4, 3): three of six tokens for each expert
+    ```
 
     Reference:
         Zhou et al., "Mixture-of-Experts with Expert Choice Routing", NeurIPS 2022.
@@ -303,6 +363,11 @@ class ExpertChoiceRouter(Router):
         return Routing(
             tf.where(taken, weights, 0.0), logits, tokens=tf.where(taken, tokens, -1)
         )
+
+    def tokens_for_each(self, tokens):
+        """How many tokens each expert takes of a sample's `tokens`, an int."""
+        wanted = math.ceil(self.top_k * tokens / self.num_experts - 1e-6)
+        return max(min(wanted, tokens), 1)
 
     def _capacity(self, tokens):
         return capacity_for(tokens, 1, self.num_experts, self.top_k)

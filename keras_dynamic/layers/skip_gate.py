@@ -330,6 +330,11 @@ class SkipGate(ChoosingLayer):
             return inputs
         return tf.cast(self._bypass(inputs), self.compute_dtype)
 
+    @property
+    def record_size(self):
+        """How many vectors its records have."""
+        return 3
+
     def observe(self, record):
         """Notes in the logs' metrics what it did when not training."""
         self._note(record.opened, record.probability, record.reached)

@@ -1,43 +1,36 @@
 """SparseMoE: a mixture of experts that computes the chosen experts."""
 
-import warnings
-
 import keras
 import tensorflow as tf
 
-from keras_dynamic._compat import get_mask, keeping_losses, under_xla
+from keras_dynamic._compat import get_mask, keeping_losses
 from keras_dynamic.layers._checks import checked_bool, nonnegative, positive_integer
-from keras_dynamic.layers._experts import (
-    FeedForward,
-    FeedForwardExperts,
-    LayerExperts,
-    build_experts,
-    reseeded,
-)
+from keras_dynamic.layers._experts import build_experts, feed_forwards
 from keras_dynamic.layers._gate_records import report
 from keras_dynamic.layers._moe_arguments import (
     check_dispatch,
+    check_input,
     check_not_given,
+    checked_activation,
     checked_devices,
     checked_experts,
     checked_factor,
     checked_losses,
     checked_mask,
     checked_name,
+    known_devices,
     router_for,
     warn_of_causal_producers,
 )
 from keras_dynamic.layers._moe_choices import choices_of, units_of, with_capacity
 from keras_dynamic.layers._moe_losses import routing_losses
-from keras_dynamic.layers._moe_records import record_of
-from keras_dynamic.layers._moe_roads import capacity_road, dense_road, ragged_road
+from keras_dynamic.layers._moe_records import record_of, totals_of
+from keras_dynamic.layers._moe_roads import ROADS, mixture_of
 from keras_dynamic.layers._observed import ObservedRouting
 from keras_dynamic.layers._sub_layers import output_shape
-from keras_dynamic.layers.routers import ExpertChoiceRouter, Router
 
 __all__ = ["SparseMoE"]
 
-_ROADS = ("auto", "ragged", "capacity", "dense")
 _ROUTES = ("token", "input")
 
 
@@ -63,7 +56,7 @@ class SparseMoE(keras.layers.Layer):
     dropped adds nothing to the sum: put the layer into a residual block,
     `x + moe(norm(x))`, and a dropped token passes through. Of a token that is padding
     (`mask`) nothing is computed: it takes no room, counts in no loss and no metric, and
-    its answer is 0.
+    its answer is 0. (With `route="input"` experts get whole samples, padding too.)
 
     **Balance.** Left alone, routers send most tokens to a few experts. Losses added by
     `add_loss`, in training only, work against it; all are functions of probabilities,
@@ -100,24 +93,21 @@ class SparseMoE(keras.layers.Layer):
             `router="expert_choice"` a float, the average number. Defaults to 1.
         router: `"top_k"`; `"dense"`, all experts; `"expert_choice"`, each expert takes
             the tokens of a sample that it is most probable for (nothing for causal
-            models, of which a warning says so); or a `kd.routers.Router`. Defaults to
-            `"top_k"`.
+            models, of which a warning says so); or a `kd.routers.Router`. The router
+            made is the attribute `router`. Defaults to `"top_k"`.
         route: `"token"` or `"input"`. Defaults to `"token"`.
         noise_stddev: float >= 0, of eps, or `"auto"`: 1 / E for `"top_k"` and 0 for
             other routers. Defaults to `"auto"`.
-        renormalize: bool, whether the K weights are divided by their sum (a softmax of
-            the K largest logits); needs K >= 2. Defaults to `False`.
         capacity_factor: float > 0, or `None` for no limit. Defaults to `None`. With
             `"expert_choice"` it multiplies `top_k`.
-        inference_capacity_factor: the same when not training. Defaults to `None`.
-        batch_prioritized: bool. Defaults to `False`.
         balance_loss: a name, a list of names, or `None`. Defaults to `"kl"`.
         balance_weight: float >= 0, or a list with one for each. Defaults to 0.01.
-        z_weight: float >= 0. Defaults to 0.
         experts: list of Keras layers or models, kinds may differ, that give the same
             output shape: for rows (tokens, features), or with `route="input"` for
-            samples. They run on what was sent to them only; their losses count in
-            training. Defaults to `None`, the built-in networks.
+            samples. They run on what was sent to them only, except that on the capacity
+            and dense roads they also see zeros, or all rows: keep batch statistics off
+            these. Their losses count in training. Defaults to `None`, the built-in
+            networks, which are then the attribute `experts`.
         devices: list of device names such as `["GPU:0", "GPU:1"]`. Expert e has its
             weights and its computation on `devices[e % len(devices)]`. Optimizers put
             their slots where they are built, on the default device. XLA cannot compile
@@ -126,6 +116,13 @@ class SparseMoE(keras.layers.Layer):
         gated: bool, whether they are gated linear units, (act(x V) * (x W)) W2.
             Defaults to `False`.
         use_bias: bool. Defaults to `True`.
+        renormalize: bool, whether the K weights are divided by their sum (a softmax of
+            the K largest logits); needs K >= 2. Defaults to `False`.
+        inference_capacity_factor: `capacity_factor` when not training. Defaults to
+            `None`.
+        batch_prioritized: bool, whether tokens with a larger p get room first.
+            Defaults to `False`.
+        z_weight: float >= 0, of the z-loss. Defaults to 0.
         dispatch: `"auto"`, `"ragged"`, `"capacity"` or `"dense"`. Defaults to `"auto"`.
         kernel_initializer, bias_initializer, kernel_regularizer: of the built-in
             experts, which start different.
@@ -175,18 +172,18 @@ class SparseMoE(keras.layers.Layer):
         router="top_k",
         route="token",
         noise_stddev="auto",
-        renormalize=False,
         capacity_factor=None,
-        inference_capacity_factor=None,
-        batch_prioritized=False,
         balance_loss="kl",
         balance_weight=0.01,
-        z_weight=0.0,
         experts=None,
         devices=None,
         activation="gelu",
         gated=False,
         use_bias=True,
+        renormalize=False,
+        inference_capacity_factor=None,
+        batch_prioritized=False,
+        z_weight=0.0,
         dispatch="auto",
         kernel_initializer="glorot_uniform",
         bias_initializer="zeros",
@@ -194,10 +191,12 @@ class SparseMoE(keras.layers.Layer):
         seed=None,
         **kwargs,
     ):
+        if kwargs.get("name") is None:
+            kwargs["name"] = _unique_name()
         super().__init__(**kwargs)
-        self.experts, number = checked_experts(experts, num_experts)
+        experts, number = checked_experts(experts, num_experts)
         self.num_experts = positive_integer("num_experts", number)
-        if self.experts is None:
+        if experts is None:
             self.hidden_units = positive_integer("hidden_units", hidden_units)
         else:
             self.hidden_units = None
@@ -218,58 +217,34 @@ class SparseMoE(keras.layers.Layer):
             "inference_capacity_factor", inference_capacity_factor
         )
         self.batch_prioritized = checked_bool("batch_prioritized", batch_prioritized)
-        self.router = router
-        self._router = router_for(self, router)
+        self.router = router_for(self, router)
+        self._made_router = None if self.router is router else router
         self.balance_loss, self.balance_weight = balance_loss, balance_weight
-        self._balance = checked_losses(balance_loss, balance_weight, self._router)
+        self._balance = checked_losses(balance_loss, balance_weight, self.router)
         self.z_weight = nonnegative("z_weight", z_weight)
         self.devices = None if devices is None else list(devices)
-        self._devices = checked_devices(devices, self.num_experts)
-        self.activation = keras.activations.get(activation)
+        self.device_of_experts = checked_devices(devices, self.num_experts)
+        self.activation = checked_activation(activation)
         self.gated = checked_bool("gated", gated)
         self.use_bias = checked_bool("use_bias", use_bias)
-        self.dispatch = checked_name("dispatch", dispatch, _ROADS)
+        self.dispatch = checked_name("dispatch", dispatch, ROADS)
         check_dispatch(self)
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
         self.bias_initializer = keras.initializers.get(bias_initializer)
         self.kernel_regularizer = keras.regularizers.get(kernel_regularizer)
-        self.expert_layers = self.experts or [
-            self._feed_forward(expert) for expert in range(self.num_experts)
-        ]
+        self.experts = experts or feed_forwards(self)
         self.supports_masking = True
         self.supports_jit = devices is None
-        self._warned_of_xla = False
         self._routing = ObservedRouting(self.name, self.num_experts)
 
     def build(self, input_shape):
-        if isinstance(input_shape, dict) or isinstance(input_shape[0], (list, tuple)):
-            raise ValueError(
-                f"`inputs` must be one tensor. Received: shapes {input_shape}."
-            )
-        if len(input_shape) < 2 or input_shape[-1] is None:
-            raise ValueError(
-                "`inputs` must be (batch, features) or (batch, ..., features), the "
-                f"number of features known. Received: inputs of shape {input_shape}."
-            )
-        if isinstance(self._router, ExpertChoiceRouter) and (
-            len(input_shape) == 2 or self.route == "input"
-        ):
-            raise ValueError(
-                "`router='expert_choice'` lets experts choose among the tokens of a "
-                "sample, of which there is one here. Received: inputs of shape "
-                f"{tuple(input_shape)}, route={self.route!r}."
-            )
-        if self._devices is not None and tf.distribute.has_strategy():
-            raise ValueError(
-                "`devices` places experts by itself, which does not go together with a "
-                "`tf.distribute` strategy, for which the layer is data parallel. "
-                f"Received: devices={self.devices} in the scope of a strategy."
-            )
+        check_input(self, input_shape)
         features = input_shape[-1]
-        self._router.build((input_shape[0], None, features))
+        if not self.router.built:  # loading builds a router of one's own
+            self.router.build((input_shape[0], None, features))
         self._unit_shape = self._shape_of_a_unit(input_shape)
         self._answer_shape = build_experts(
-            self.expert_layers, self._unit_shape, self._devices
+            self.experts, self._unit_shape, self.device_of_experts
         )
         if self.route == "token" and len(self._answer_shape) != 2:
             raise ValueError(
@@ -280,11 +255,8 @@ class SparseMoE(keras.layers.Layer):
 
     def call(self, inputs, mask=None, training=False):
         mask = get_mask(inputs) if mask is None else mask
-        if mask is not None:
-            checked_mask(mask, inputs.shape)
-        units, counted = units_of(inputs, mask, self.route == "input")
-        routing = self._router(units, mask=counted, training=training)
-        wanted = choices_of(routing, counted, self._router.routes_all)
+        routing, counted = self._routed(inputs, mask, training)
+        wanted = choices_of(routing, counted, self.router.routes_all)
         choices, room = with_capacity(
             wanted,
             self.capacity_factor if training else self.inference_capacity_factor,
@@ -292,27 +264,25 @@ class SparseMoE(keras.layers.Layer):
             counted,
             self.batch_prioritized,
         )
+        decided = choices, wanted.experts, routing, counted
         if training:
             self._regularize(routing, counted)
-        shape = tuple(inputs.shape[1:])
-        record = record_of(self, shape, choices, wanted.experts, routing, counted)
-        if training:
-            self._routing.observe(_totals(record), training=True)
+            self._routing.observe(totals_of(*decided), training=True)
         else:
-            report([record])
-        return self._compute(inputs, mask, choices, room, training)
+            report([record_of(self, tuple(inputs.shape[1:]), *decided)])
+        return mixture_of(self, inputs, mask, choices, room, training)
 
     def compute_output_shape(self, input_shape):
-        if self.experts is None:
+        if self.hidden_units is not None:
             return tuple(input_shape)
         unit = self._shape_of_a_unit(input_shape)
-        shape = output_shape(self.expert_layers[0], unit)
+        shape = output_shape(self.experts[0], unit)
         if self.route == "input":
             return (input_shape[0], *shape[1:])
         return (*input_shape[:-1], *shape[1:])
 
     def compute_output_spec(self, inputs, mask=None, training=False):
-        if self._router.looks_ahead:
+        if self.router.looks_ahead:
             warn_of_causal_producers(self.name, inputs)
         shape = self.compute_output_shape(inputs.shape)
         return keras.KerasTensor(shape, self.compute_dtype)
@@ -323,22 +293,48 @@ class SparseMoE(keras.layers.Layer):
         kept = self.compute_output_shape(inputs.shape)[:-1] == tuple(inputs.shape[:-1])
         return previous_mask if kept else None
 
+    @property
+    def record_size(self):
+        """How many vectors its records have."""
+        return self.num_experts + 5
+
+    def routing(self, inputs, mask=None):
+        """What the router decides when not training.
+
+        Args:
+            inputs, mask: as in a call.
+
+        Returns:
+            A `kd.routers.Routing`; of padding it says nobody. With `route="input"`
+            there is one token a sample.
+        """
+        inputs = tf.convert_to_tensor(inputs)
+        mask = get_mask(inputs) if mask is None else mask
+        if not self.built:
+            self.build(inputs.shape)
+        routing, counted = self._routed(tf.cast(inputs, self.compute_dtype), mask)
+        if counted is None or routing.experts is None:
+            return routing
+        counted = counted[..., None]
+        return routing._replace(
+            experts=tf.where(counted, routing.experts, -1),
+            weights=tf.where(counted, routing.weights, 0.0),
+        )
+
     def observe(self, record):
         """Notes in the logs' metrics what it did when not training."""
-        self._routing.observe(_totals(record))
+        self._routing.observe(record.totals())
 
     def get_config(self):
-        router, experts = self.router, self.experts
-        if isinstance(router, Router):
-            router = keras.saving.serialize_keras_object(router)
-        if experts is not None:
-            experts = [keras.saving.serialize_keras_object(each) for each in experts]
+        serialize, experts = keras.saving.serialize_keras_object, None
+        if self.hidden_units is None:
+            experts = [serialize(expert) for expert in self.experts]
         return {
             **super().get_config(),
             "num_experts": self.num_experts,
             "hidden_units": self.hidden_units,
             "top_k": self.top_k,
-            "router": router,
+            "router": self._made_router or serialize(self.router),
             "route": self.route,
             "noise_stddev": self.noise_stddev,
             "renormalize": self.renormalize,
@@ -372,76 +368,16 @@ class SparseMoE(keras.layers.Layer):
                 else each
                 for each in config["experts"]
             ]
+        config["devices"] = known_devices(config["devices"])
         return cls(**config)
 
-    def _compute(self, inputs, mask, choices, room, training):
-        """Sends rows along a road, and puts the answers in the shape of the output."""
-        rows, row_mask = inputs, None
-        if self.route == "token":
-            rows = tf.reshape(inputs, [-1, inputs.shape[-1]])
-        elif self.experts is not None:
-            row_mask = mask
-        rows = tf.cast(rows, self.compute_dtype)
-        if self.experts is None:
-            experts = FeedForwardExperts(self.expert_layers, self._devices)
-        else:
-            experts = LayerExperts(
-                self.expert_layers,
-                self._devices,
-                self.compute_dtype,
-                self.add_loss if training else None,
-            )
-        road = self._road(choices, room)
-        arguments = experts, self.num_experts, rows, row_mask, choices
-        if road == "capacity":
-            answers = capacity_road(*arguments, room)
-        else:
-            answers = (ragged_road if road == "ragged" else dense_road)(*arguments)
-        if self.route == "token":
-            sizes = [tf.shape(inputs)[:-1], [self._answer_shape[-1]]]
-            answers = tf.reshape(answers, tf.concat(sizes, axis=0))
-        shape = self.compute_output_shape(inputs.shape)
-        return tf.ensure_shape(answers, [inputs.shape[0], *shape[1:]])
-
-    def _road(self, choices, room):
-        """Which road to take: as `dispatch` says, or the fastest that can be taken."""
-        xla = under_xla()
-        if self._devices is not None:
-            if xla:
-                raise RuntimeError(
-                    f"Layer '{self.name}' places its experts on several devices, "
-                    "which XLA cannot compile: use `jit_compile=False`. Received: "
-                    f"devices={self.devices}."
-                )
-            return "ragged"
-        if self.dispatch == "dense":
-            return "dense"
-        fixed = room is not None
-        if not xla:
-            if self.dispatch == "auto":
-                if choices.each == self.num_experts:
-                    return "dense"
-                on_gpu = bool(tf.config.list_logical_devices("GPU"))
-                return "capacity" if fixed and on_gpu else "ragged"
-            return self.dispatch if fixed else "ragged"
-        if fixed:
-            return "capacity"
-        if choices.each != self.num_experts:
-            self._warn_of_xla(choices.each)
-        return "dense"
-
-    def _warn_of_xla(self, each):
-        if self._warned_of_xla:
-            return
-        self._warned_of_xla = True
-        times = "" if each is None else f", {self.num_experts / each:g} times as much"
-        warnings.warn(
-            f"Layer '{self.name}' computes every expert for every token{times}: XLA's "
-            "shapes are fixed, and without a capacity each expert needs room for all "
-            "of them. Set `capacity_factor` (in training) and "
-            "`inference_capacity_factor` (otherwise), or use `jit_compile=False`.",
-            stacklevel=2,
-        )
+    def _routed(self, inputs, mask, training=False):
+        """(`Routing`, (B, N) bool or None: the units that are no padding)."""
+        if mask is not None:
+            mask = tf.convert_to_tensor(mask)
+            checked_mask(mask, inputs.shape)
+        units, counted = units_of(inputs, mask, self.route == "input")
+        return self.router(units, mask=counted, training=training), counted
 
     def _regularize(self, routing, counted):
         with keeping_losses():
@@ -455,28 +391,8 @@ class SparseMoE(keras.layers.Layer):
             return (None, input_shape[-1])
         return (None, *input_shape[1:])
 
-    def _feed_forward(self, expert):
-        return FeedForward(
-            self.hidden_units,
-            self.activation,
-            self.gated,
-            self.use_bias,
-            # A kernel takes up to three numbers of its own.
-            reseeded(self.kernel_initializer, 3 * expert),
-            reseeded(self.bias_initializer, 3 * expert),
-            self.kernel_regularizer,
-            dtype=self.dtype_policy,
-            name=f"expert_{expert}",
-        )
 
-
-def _totals(record):
-    """(E + 4,) sums over the samples, for the logs."""
-    vectors = [
-        *record.computed,
-        record.wanted,
-        record.units,
-        record.entropy,
-        record.confidence,
-    ]
-    return tf.reduce_sum(tf.stack(vectors), axis=1)
+def _unique_name():
+    """As Keras numbers layers; of the class' name it would make "sparse_mo_e"."""
+    number = keras.backend.get_uid("sparse_moe") - 1
+    return f"sparse_moe_{number}" if number else "sparse_moe"

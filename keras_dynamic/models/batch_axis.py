@@ -125,6 +125,13 @@ def _locate_batch(step, shapes):
 
 def _check_layer(step):
     layer = step.operation
+    if getattr(layer, "inference_capacity_factor", None) is not None:
+        raise ValueError(
+            f"Layer '{layer.name}' drops tokens at inference, so that what it gives "
+            "for one sample depends on the others, and samples cannot leave the batch "
+            "one by one. Received: inference_capacity_factor="
+            f"{layer.inference_capacity_factor}."
+        )
     if getattr(layer, "stateful", False):
         raise ValueError(
             f"Layer '{layer.name}' keeps a state for every row of the batch "

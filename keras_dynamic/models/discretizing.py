@@ -1,8 +1,6 @@
 """discretize: a plain model that holds only what was chosen."""
 
 import dataclasses
-import inspect
-import tempfile
 
 import keras
 import numpy as np
@@ -13,6 +11,7 @@ from keras_dynamic.layers._gate_records import collecting
 from keras_dynamic.layers.blended_activation import BlendedActivation
 from keras_dynamic.layers.layer_choice import LayerChoice
 from keras_dynamic.layers.skip_gate import SkipGate
+from keras_dynamic.models.rebuilding import Rebuilder, check_functional
 
 __all__ = ["Discretization", "discretize"]
 
@@ -89,20 +88,13 @@ def discretize(model, x=None, batch_size=None, return_report=False):
     print(report)  # what was chosen; parameters: 107 -> 67, and two of the choice
     ```
     """
-    if not (isinstance(model, keras.Model) and getattr(model, "inputs", None)):
-        raise ValueError(
-            "`model` must be a functional or built Sequential `keras.Model`. Received: "
-            f"{model!r} of type {type(model)}."
-        )
+    check_functional(model)
     if x is not None and not any(True for _ in _batches(x, batch_size)):
         raise ValueError("`x` must hold at least one sample. Received: none.")
     rates = {} if x is None else _open_rates(model, x, batch_size)
     builder = _Builder(rates)
     plain = builder.rebuild(model)
     builder.copy_weights()
-    if hasattr(model, "road"):
-        plain.exit_rule = model.exit_rule
-        plain.calibration_temperatures.assign(model.calibration_temperatures)
     if not return_report:
         return plain
     changes = (None, None) if x is None else _changes(model, plain, x, batch_size)
@@ -115,92 +107,42 @@ def discretize(model, x=None, batch_size=None, return_report=False):
     return plain, Discretization(builder.replaced, kept, sizes, *changes)
 
 
-class _Builder:
-    """Makes new layers for old ones, and remembers whose weights go where.
+class _Builder(Rebuilder):
+    """Puts winners in the place of choices, and remembers what it did.
 
     Args:
         rates: dict from the id of a gate to its open rate on the data.
     """
 
     def __init__(self, rates):
+        super().__init__()
         self.rates = rates
         self.replaced, self.reasons = {}, {}
-        self._pairs, self._made = [], {}
 
-    def rebuild(self, model):
-        """A functional or Sequential model with its layers replaced."""
-        calls = None if isinstance(model, keras.Sequential) else _call
-        return keras.models.clone_model(
-            model,
-            clone_function=self.layer_for,
-            call_function=calls,
-            recursive=True,
-        )
-
-    def layer_for(self, layer):
-        """The layer or operation, unbuilt, that stands in the place of another.
-
-        One for each: a layer that stood in two places still does.
-        """
-        if id(layer) not in self._made:
-            self._made[id(layer)] = self._new_for(layer)
-        return self._made[id(layer)]
-
-    def _new_for(self, layer):
+    def new_for(self, layer):
         if isinstance(layer, LayerChoice):
             winner = layer.winner()
             self.replaced[layer.name] = f"{winner.name} ({type(winner).__name__})"
-            return self._inner(winner, layer.name)
+            return self.inner(winner, layer.name)
         if isinstance(layer, BlendedActivation):
             return self._activation_for(layer)
         if isinstance(layer, SkipGate):
             return self._gate_for(layer)
-        config = layer.get_config()
         blend = getattr(layer, "activation", None)
         if isinstance(blend, BlendedActivation) and blend.winner() is not None:
+            config = layer.get_config()
             function = self._activation_for(blend).activation
             config["activation"] = keras.activations.serialize(function)
             new = type(layer).from_config(config)
-            self._pairs.append((_Without(layer, blend), new))
+            self.pairs.append((_Without(layer, blend), new))
             return new
-        if type(layer) is keras.layers.TimeDistributed:
-            inner = self._inner(layer.layer)
-            return keras.layers.TimeDistributed(
-                inner, name=layer.name, dtype=layer.dtype_policy
-            )
-        new = type(layer).from_config(config)
-        if isinstance(layer, keras.Layer):  # and no operation of the graph
-            self._pairs.append((layer, new))
-        return new
-
-    def copy_weights(self):
-        for old, new in self._pairs:
-            new.set_weights(old.get_weights())
-            if hasattr(old, "save_assets"):  # vocabularies
-                with tempfile.TemporaryDirectory() as folder:
-                    old.save_assets(folder)
-                    new.load_assets(folder)
-            if hasattr(new, "finalize_state"):  # what it computes from its weights
-                new.finalize_state()
-
-    def _inner(self, layer, name=None):
-        """A layer that stood inside of another one, under another name."""
-        is_model = isinstance(layer, keras.Model) and getattr(layer, "inputs", None)
-        known = id(layer) in self._made
-        if is_model and not known:
-            self._made[id(layer)] = self.rebuild(layer)
-        new = self.layer_for(layer)
-        if name is not None and not known:
-            new.name = name  # not called yet: no graph knows it by another one
-        return new
+        return super().new_for(layer)
 
     def _activation_for(self, layer):
         winner = layer.winner()
         if winner is None:
             self.reasons[layer.name] = "it has several blends"
-            new = type(layer).from_config(layer.get_config())
-            self._pairs.append((layer, new))
-            return new
+            return super().new_for(layer)
         function = keras.activations.serialize(winner.activation)
         self.replaced[layer.name] = f"{function}"
         return winner
@@ -214,62 +156,20 @@ class _Builder:
             self.replaced[gate.name] = "its shortcut, always closed"
             if gate.bypass is None:
                 return keras.layers.Identity(name=gate.name, dtype=gate.dtype_policy)
-            return self._inner(gate.bypass, gate.name)
+            return self.inner(gate.bypass, gate.name)
         self.reasons[gate.name] = (
             "no data to judge it by" if rate is None else f"open for {rate:.1%}"
         )
-        config = {**gate.get_config(), "layer": self._inner(gate.layer)}
-        for name in ("gate", "shortcut"):
-            own = getattr(gate, name)
-            if isinstance(own, keras.Layer):
-                config[name] = self._inner(own)
-        new = SkipGate.from_config(config)
-        self._pairs.append((_Parts(gate), _Parts(new)))
-        return new
+        return super().new_for(gate)
 
     def _open(self, gate):
         if not gate.additive:
-            return self._inner(gate.layer, gate.name)
+            return self.inner(gate.layer, gate.name)
         shape = gate.get_build_config()["input_shape"]
         inputs = keras.Input(shape[1:], dtype=gate.compute_dtype)
-        bypass = inputs if gate.bypass is None else self._inner(gate.bypass)(inputs)
-        output = keras.layers.Add()([bypass, self._inner(gate.layer)(inputs)])
+        bypass = inputs if gate.bypass is None else self.inner(gate.bypass)(inputs)
+        output = keras.layers.Add()([bypass, self.inner(gate.layer)(inputs)])
         return keras.Model(inputs, output, name=gate.name)
-
-
-def _call(layer, *args, **kwargs):
-    """Calls a layer as the one in whose place it stands was called.
-
-    What that one knew, a mask for instance, this one may not.
-    """
-    known = inspect.signature(layer.call).parameters
-    return layer(*args, **{k: v for k, v in kwargs.items() if k in known})
-
-
-class _Parts:
-    """What a gate holds by itself: no layer that may have become another one."""
-
-    def __init__(self, gate):
-        self.gate = gate
-
-    def _holders(self):
-        """The gate and the projection that were made by the layer."""
-        own_gate = [] if self.gate.gate is not None else [self.gate.decider]
-        made = self.gate.bypass is not None and self.gate.shortcut == "auto"
-        return [*own_gate, *([self.gate.bypass] if made else [])]
-
-    def get_weights(self):
-        gate = self.gate
-        own = [np.asarray(gate.current_temperature), np.asarray(gate.current_cost)]
-        return [own, *(holder.get_weights() for holder in self._holders())]
-
-    def set_weights(self, weights):
-        (temperature, cost), *parts = weights
-        self.gate.current_temperature.assign(temperature)
-        if cost >= 0:  # else nobody has filled it in
-            self.gate.bind_costs([cost])
-        for holder, values in zip(self._holders(), parts, strict=True):
-            holder.set_weights(values)
 
 
 class _Without:

@@ -5,6 +5,7 @@ import numpy as np
 
 from keras_dynamic import _compat
 from keras_dynamic.layers.skip_gate import SkipGate
+from keras_dynamic.layers.sparse_moe import SparseMoE
 from keras_dynamic.models import calibrating, inference, rules
 from keras_dynamic.models.binding import fill_in_costs, wants_costs
 from keras_dynamic.models.exit_table import exit_table
@@ -100,7 +101,8 @@ class DynamicModel(keras.Model):
         super().__init__(*args, **kwargs)
         self._has_selector = selector is not None or ends_in_selector(self)
         check_inputs(self.inputs)
-        gates = any(isinstance(q, SkipGate) for q in _compat.layers_within(self))
+        layers = _compat.layers_within(self)
+        gates = any(isinstance(layer, (SkipGate, SparseMoE)) for layer in layers)
         check_outputs(self.outputs, self.output, self._has_selector, gates)
         self.road = Road(self, self._has_selector)
         check_exits(self.road)

@@ -8,6 +8,7 @@ not cover what the layer is asked to do. The conventions stand in
 from keras import layers
 
 from keras_dynamic.models.flops_of_choices import CHOICE_FORMULAS
+from keras_dynamic.models.flops_of_mixtures import MIXTURE_FORMULAS
 from keras_dynamic.models.flops_of_sequences import SEQUENCE_FORMULAS
 from keras_dynamic.models.flops_primitives import (
     convolution_flops,
@@ -216,8 +217,12 @@ _FORMULAS = {
 }
 
 # Formula by layer class.
-LAYER_FORMULAS = {
-    getattr(layers, name): formula
-    for names, formula in (_FORMULAS | SEQUENCE_FORMULAS).items()
-    for name in names.split()
-} | CHOICE_FORMULAS
+LAYER_FORMULAS = (
+    {
+        getattr(layers, name): formula
+        for names, formula in (_FORMULAS | SEQUENCE_FORMULAS).items()
+        for name in names.split()
+    }
+    | CHOICE_FORMULAS
+    | MIXTURE_FORMULAS
+)

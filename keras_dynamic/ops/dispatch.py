@@ -53,11 +53,11 @@ def sorted_places(experts, num_experts, complete):
     if complete:
         order = tf.argsort(experts, stable=True)
         counts = _count(experts, num_experts)
-        return Places(tf.math.invert_permutation(order), order, counts, True)
+        return Places(_inverse(order), order, counts, True)
     keys = tf.where(experts < 0, num_experts, experts)
     order = tf.argsort(keys, stable=True)
     counts = _count(keys, num_experts + 1)[:num_experts]
-    place_of = tf.where(experts < 0, -1, tf.math.invert_permutation(order))
+    place_of = tf.where(experts < 0, -1, _inverse(order))
     return Places(place_of, order[: tf.reduce_sum(counts)], counts, False)
 
 
@@ -95,8 +95,9 @@ def capacity_for(rows, per_row, num_experts, factor):
         Scalar int32, at most `rows`, since a row goes to an expert once.
     """
     even = tf.cast(rows, tf.float64) * per_row / num_experts
-    # 1.1 * 10 is a little above 11, and is meant to be 11.
-    wanted = tf.math.ceil(tf.cast(factor, tf.float64) * even - 1e-6)
+    # 1.1 * 10 is a little above 11, and is meant to be 11. `tf.cast` would make a
+    # float32 of a number first, which is too coarse for that.
+    wanted = tf.math.ceil(tf.constant(factor, tf.float64) * even - 1e-6)
     wanted = tf.minimum(tf.cast(wanted, tf.int32), tf.cast(rows, tf.int32))
     return tf.maximum(wanted, 1)
 
@@ -123,7 +124,7 @@ def drop_above(capacity, experts, num_experts, priority=None):
     kept = tf.reshape(ranks, tf.shape(experts)) < capacity
     experts = tf.where(kept, experts, -1)
     if priority is not None:
-        experts = tf.gather(experts, tf.math.invert_permutation(order), axis=1)
+        experts = tf.gather(experts, _inverse(order), axis=1)
     return experts
 
 
@@ -174,8 +175,16 @@ def _ranks(experts, num_experts):
     order = tf.argsort(keys, stable=True)
     counts = _count(keys, num_experts + 1)
     starts = tf.cumsum(counts, exclusive=True)
-    ranks = tf.math.invert_permutation(order) - tf.gather(starts, keys)
+    ranks = _inverse(order) - tf.gather(starts, keys)
     return ranks, counts[:num_experts]
+
+
+def _inverse(order):
+    """The permutation that undoes one."""
+    # `tf.math.invert_permutation` does not always compile under XLA, after
+    # `tf.math.top_k` for one: "Dynamic reshape is not implemented".
+    ids = tf.range(tf.size(order))
+    return tf.tensor_scatter_nd_update(order, order[:, None], ids)
 
 
 def _count(values, number):

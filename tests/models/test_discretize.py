@@ -314,3 +314,57 @@ def test_no_data():
     model = keras.Model(inputs, kd.SkipGate(layers.Dense(4))(inputs))
     with pytest.raises(ValueError, match="`x` must hold at least one sample"):
         kd.discretize(model, np.zeros((0, 4)))
+
+
+def test_the_result_is_not_compiled():
+    """A loss of one's own that is not registered could not be made again."""
+
+    def own(y, predicted):
+        return keras.ops.mean(keras.ops.square(y - predicted))
+
+    inputs = keras.Input((4,))
+    model = keras.Model(inputs, layers.Dense(4)(inputs))
+    stack = keras.Sequential([keras.Input((4,)), layers.Dense(4)])
+    for each in (model, stack):
+        each.compile("sgd", own)
+        plain = kd.discretize(each)
+        assert not plain.compiled and each.compiled
+        equal(each, plain, data(3, 4))
+
+
+def test_inputs_stay_what_they_are():
+    one = keras.Input((4,), name="one")
+    other = keras.Input((4,), name="other", optional=True)
+
+    @keras.saving.register_keras_serializable("tests")
+    class Sum(layers.Layer):
+        def call(self, one, other=None):
+            return one if other is None else one + other
+
+    model = keras.Model({"one": one, "other": other}, {"sum": Sum()(one, other)})
+    plain = kd.discretize(model)
+    x = data(3, 4)
+    answer = plain({"one": x, "other": None})
+    assert list(answer) == ["sum"]
+    np.testing.assert_array_equal(answer["sum"], x)
+    np.testing.assert_array_equal(plain({"one": x, "other": x})["sum"], 2 * x)
+    assert [tensor.name for tensor in plain.inputs] == ["one", "other"]
+
+
+def test_a_class_of_ones_own_stays():
+    class Own(keras.Model):
+        pass
+
+    class Further(keras.Model):  # Keras cannot make it from a graph either
+        def __init__(self, inputs, outputs, factor, **kwargs):
+            super().__init__(inputs, outputs, **kwargs)
+            self.factor = factor
+
+    inputs = keras.Input((4,))
+    for made, kept in (
+        (Own(inputs, layers.Dense(2)(inputs)), True),
+        (Further(inputs, layers.Dense(2)(inputs), factor=2), False),
+    ):
+        plain = kd.discretize(made)
+        assert isinstance(plain, type(made)) is kept
+        equal(made, plain, data(3, 4))

@@ -1,0 +1,28 @@
+"""Plots of what a network does: the data first, as a record, and then its drawing.
+
+    from keras_dynamic import plots
+
+    plots.expert_load(history, "moe").plot()
+
+Every function returns a record of NumPy arrays, whose `plot(ax=None)` draws it into the
+given axes of matplotlib, or new ones, and returns them. matplotlib comes with the extra
+`plots`. Colors are legible to the color-blind.
+"""
+
+from keras_dynamic.plots.experts import (
+    ExpertLoad,
+    ExpertLoadByClass,
+    PatchExperts,
+    expert_load,
+    expert_load_by_class,
+    patch_experts,
+)
+
+__all__ = [
+    "ExpertLoad",
+    "ExpertLoadByClass",
+    "PatchExperts",
+    "expert_load",
+    "expert_load_by_class",
+    "patch_experts",
+]
