@@ -282,8 +282,9 @@ class SparseMoE(keras.layers.Layer):
         return (*input_shape[:-1], *shape[1:])
 
     def compute_output_spec(self, inputs, mask=None, training=False):
-        if self.router.looks_ahead:
-            warn_of_causal_producers(self.name, inputs)
+        whole = self.route == "input" and len(inputs.shape) > 2
+        if self.router.looks_ahead or whole:
+            warn_of_causal_producers(self.name, inputs, whole)
         shape = self.compute_output_shape(inputs.shape)
         return keras.KerasTensor(shape, self.compute_dtype)
 
