@@ -157,7 +157,7 @@ def flops_of_a_token(layer, tokens):
     if isinstance(layer, keras.Sequential):
         # Two products with biases, and an activation.
         return 4 * WIDTH * HIDDEN + HIDDEN + WIDTH + HIDDEN
-    expert = layer.expert_layers[0].compute_flops((1, WIDTH))
+    expert = layer.experts[0].compute_flops((1, WIDTH))
     router = 2 * WIDTH * layer.num_experts
     return layer.top_k * expert + router / (tokens if layer.route == "input" else 1)
 
