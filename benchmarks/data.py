@@ -1,8 +1,8 @@
 """The data sets of the benchmarks and of the tests.
 
 They are read from the folder that the environment variable `KERAS_DYNAMIC_DATA` names,
-by default `../shared/data` beside the project, and downloaded by `keras.datasets`
-where that folder lacks them.
+by default `../shared/data` beside the project, and downloaded by Keras where that
+folder lacks them.
 """
 
 import os
@@ -12,6 +12,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+SHAKESPEARE = (
+    "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/"
+    "input.txt"
+)
 ROOT = Path(__file__).resolve().parent.parent
 DATA_DIR = Path(os.environ.get("KERAS_DYNAMIC_DATA", ROOT / "../shared/data")).resolve()
 
@@ -60,6 +64,23 @@ def load_cifar10():
             )
             test = _decode(arrays["jpeg_test"], arrays["len_test"]), arrays["y_test"]
     return _prepare(*train), _prepare(*test)
+
+
+def load_tinyshakespeare():
+    """One megabyte of Shakespeare's plays, the text of the char-rnn repository.
+
+    Returns:
+        `(train, held_out, test)`: the first 90 % of its characters, the next 5 % and
+        the last 5 %; arrays `(n,)` of int32, from 0 to 64, in the order of the
+        characters' code points.
+    """
+    path = local_file("tinyshakespeare.txt")
+    if path is None:
+        path = Path(keras.utils.get_file("tinyshakespeare.txt", SHAKESPEARE))
+    text = np.frombuffer(path.read_bytes(), "uint8")
+    _, characters = np.unique(text, return_inverse=True)
+    parts = 9 * len(text) // 10, 19 * len(text) // 20
+    return tuple(np.split(characters.astype("int32"), parts))
 
 
 def _prepare(images, labels):

@@ -369,16 +369,22 @@ def checked_mask(mask, input_shape):
         )
 
 
-def warn_of_causal_producers(name, inputs):
-    """Warns if symbolic inputs come out of something that is causal by intention."""
+def warn_of_causal_producers(name, inputs, whole):
+    """Warns if symbolic inputs come out of something that is causal by intention.
+
+    Args:
+        whole: whether one choice is made for a whole input; else experts choose.
+    """
+    how, remedy = "lets experts choose among all", "`router='top_k'`"
+    if whole:
+        how, remedy = "makes one choice from the mean of all", "`route='token'`"
     for operation, kwargs in calls_before([inputs]):
         if _is_causal(operation, kwargs):
             warnings.warn(
-                f"Layer '{name}' lets experts choose among all tokens of a sample, "
-                "also later ones, so that an answer depends on tokens to come. Its "
-                f"input comes from '{operation.name}' ({type(operation).__name__}), "
-                "which is causal: at generation the answers would be others. Use "
-                "`router='top_k'` there.",
+                f"Layer '{name}' {how} tokens of a sample, also later ones, so that an "
+                "answer depends on tokens to come. Its input comes from "
+                f"'{operation.name}' ({type(operation).__name__}), which is causal: at "
+                f"generation the answers would be others. Use {remedy} there.",
                 stacklevel=2,
             )
             return

@@ -289,8 +289,7 @@ class SparseMoE(keras.layers.Layer):
     def compute_output_shape(self, input_shape):
         if self.hidden_units is not None:
             return tuple(input_shape)
-        unit = self._shape_of_a_unit(input_shape)
-        shape = output_shape(self.experts[0], unit)
+        shape = output_shape(self.experts[0], self._shape_of_a_unit(input_shape))
         if self.route == "input":
             return (input_shape[0], *shape[1:])
         return (*input_shape[:-1], *shape[1:])
@@ -298,8 +297,9 @@ class SparseMoE(keras.layers.Layer):
     def compute_output_spec(self, inputs, mask=None, training=False):
         if mask is not None:
             checked_mask(mask, inputs.shape)
-        if self.router.looks_ahead:
-            warn_of_causal_producers(self.name, inputs)
+        whole = self.route == "input" and len(inputs.shape) > 2
+        if self.router.looks_ahead or whole:
+            warn_of_causal_producers(self.name, inputs, whole)
         shape = self.compute_output_shape(inputs.shape)
         return keras.KerasTensor(shape, self.compute_dtype)
 
@@ -395,6 +395,6 @@ class SparseMoE(keras.layers.Layer):
 
 
 def _unique_name():
-    """As Keras numbers layers; of the class' name it would make "sparse_mo_e"."""
+    """As Keras numbers layers, whose name for the class would be "sparse_mo_e"."""
     number = keras.backend.get_uid("sparse_moe") - 1
     return f"sparse_moe_{number}" if number else "sparse_moe"

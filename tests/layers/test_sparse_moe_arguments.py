@@ -348,6 +348,17 @@ def test_experts_that_choose_behind_something_causal(causal, name, router):
     kd.SparseMoE(2, 3)(causal(inputs))
 
 
+def test_one_choice_for_a_whole_input_behind_something_causal():
+    inputs = keras.Input((6, 4))
+    message = "'moe' makes one choice from the mean of all.*Use `route='token'`"
+    with pytest.warns(UserWarning, match=message):
+        kd.SparseMoE(2, 3, route="input", name="moe")(causal_attention(inputs))
+    # Of one vector there is nothing to come.
+    pooled = layers.GlobalAveragePooling1D()(causal_attention(inputs))
+    kd.SparseMoE(2, 3, route="input")(pooled)
+    kd.SparseMoE(2, 3, route="input")(inputs)
+
+
 def test_experts_that_choose_behind_nothing_causal():
     inputs = keras.Input((6, 4))
     x = layers.Conv1D(4, 3, padding="same")(inputs)
