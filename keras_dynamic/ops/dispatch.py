@@ -12,6 +12,8 @@ import dataclasses
 
 import tensorflow as tf
 
+from keras_dynamic._compat import under_xla
+
 __all__ = [
     "Places",
     "capacity_for",
@@ -181,13 +183,17 @@ def _ranks(experts, num_experts):
 
 def _inverse(order):
     """The permutation that undoes one."""
-    # `tf.math.invert_permutation` does not always compile under XLA, after
-    # `tf.math.top_k` for one: "Dynamic reshape is not implemented".
+    if not under_xla():
+        return tf.math.invert_permutation(order)
+    # That does not always compile there, after `tf.math.top_k` for one: "Dynamic
+    # reshape is not implemented".
     ids = tf.range(tf.size(order))
     return tf.tensor_scatter_nd_update(order, order[:, None], ids)
 
 
 def _count(values, number):
     """How often each of 0 .. number - 1 occurs, int32."""
-    # `tf.math.bincount` does not compile under XLA where its length is a tensor's.
+    if not under_xla():
+        return tf.math.bincount(values, minlength=number, maxlength=number)
+    # That does not compile there.
     return tf.math.unsorted_segment_sum(tf.ones_like(values), values, number)
