@@ -13,9 +13,9 @@ second block is a mixture of eight experts, one for each token.
 Printed is the largest load over the mean one (8: all tokens go to one expert; 1: even):
 for (a) at the start, then as `fit` logs it in a few epochs; at the end for held-out
 data, to which no noise is added, with the number of experts that nobody uses and the
-loss. An epoch is a hundred steps. The weights of (a) were chosen on these held-out
-data: of 0.1, 0.3, 1, 3 and 10 for the divergence, up to 3 for the importance. Nothing
-here sees the test data.
+loss. An epoch is a hundred steps. The weight of (a) was the best of 0.1, 0.3, 1 and 3
+for the divergence and the importance on the held-out text; for the load and Switch's
+loss it was the first one tried. Nothing here sees the test data.
 
     python benchmarks/moe_balancing.py [--parts ab] [--quick]
 """
