@@ -181,9 +181,9 @@ def scores_of(model):
 # section.)
 
 # %%
-mixture = functools.partial(kd.SparseMoE, EXPERTS, HIDDEN, balance_weight=0.05, seed=0)
+mixture = functools.partial(kd.SparseMoE, EXPERTS, HIDDEN, balance_weight=0.05)
 halves = functools.partial(
-    kd.SparseMoE, 2 * EXPERTS, HIDDEN // 2, top_k=2, balance_weight=0.05, seed=0
+    kd.SparseMoE, 2 * EXPERTS, HIDDEN // 2, top_k=2, balance_weight=0.05
 )
 networks = {
     "dense": vit(),

@@ -43,8 +43,8 @@ class DynamicModel(keras.Model):
     Args:
         inputs: `keras.Input` tensor(s): one, a list or a dict.
         outputs: list of at least two tensors (batch, units), the exits in the order
-            of their depth; the last is the final one. Where there is a `SkipGate` one
-            output will do: its gates are then all that is dynamic.
+            of their depth; the last is the final one. Where there is a `SkipGate` or a
+            `SparseMoE` one output will do: these are then all that is dynamic.
         exit_rule: the `kd.rules.ExitRule` in force, or its name. Defaults to `None`,
             `MaxProbability(0.9)`, or `Selected` with a selector.
             (`keras.models.clone_model` makes a clone with the default; `from_config`

@@ -78,8 +78,8 @@ def check_outputs(outputs, structure, has_selector, has_gates):
     if len(outputs) < (1 if has_gates and not has_selector else 2):
         raise ValueError(
             "`outputs` must hold at least one early exit and the final output. "
-            f"Received: {len(outputs)} output. For a network without exits or gates "
-            "use `keras.Model`."
+            f"Received: {len(outputs)} output. For a network without exits, gates and "
+            "mixtures use `keras.Model`."
         )
     shapes = [tuple(tensor.shape) for tensor in outputs]
     if len(set(shapes)) > 1 or len(shapes[0]) != 2 or shapes[0][1] is None:
