@@ -96,6 +96,7 @@ HELPERS_OF_HELPERS = {
     ("layers._moe_arguments", "layers._checks"),
     ("layers._moe_choices", "layers._moe_roads"),
     ("layers._moe_roads", "layers._experts"),
+    ("layers._pooled_head", "layers._checks"),
     ("layers._selector", "layers._checks"),
     ("layers._selector", "layers._choosing"),
     ("layers._skipping", "layers._gate_records"),

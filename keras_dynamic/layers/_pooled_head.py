@@ -1,12 +1,12 @@
 """PooledHead: what exits, selectors and gates are made of."""
 
 import math
-import numbers
 
 import keras
 from keras import ops
 
 from keras_dynamic._compat import get_mask, set_mask
+from keras_dynamic.layers._checks import positive_integer
 from keras_dynamic.ops.pooling import (
     grid_for_map,
     largest,
@@ -15,7 +15,7 @@ from keras_dynamic.ops.pooling import (
     pool_to_grid,
 )
 
-__all__ = ["PooledHead", "positive_int", "small_gate"]
+__all__ = ["PooledHead", "small_gate"]
 
 _POOLINGS = ("auto", "average", "max", "first", "flatten")
 
@@ -52,7 +52,7 @@ class PooledHead(keras.layers.Layer):
         **kwargs,
     ):
         super().__init__(**kwargs)
-        self.units = positive_int("units", units)
+        self.units = positive_integer("units", units)
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
         self.bias_initializer = keras.initializers.get(bias_initializer)
         self.pooling = self._checked_pooling(pooling)
@@ -154,8 +154,8 @@ class PooledHead(keras.layers.Layer):
         if hidden_units is None:
             return None
         if isinstance(hidden_units, (list, tuple)):
-            return [positive_int("hidden_units", width) for width in hidden_units]
-        return [positive_int("hidden_units", hidden_units)]
+            return [positive_integer("hidden_units", width) for width in hidden_units]
+        return [positive_integer("hidden_units", hidden_units)]
 
     def _checked_grid(self, grid):
         if grid is None:
@@ -165,7 +165,7 @@ class PooledHead(keras.layers.Layer):
                 "`grid` needs `pooling` 'auto', 'average' or 'max'. Received: "
                 f"grid={grid} with pooling={self.pooling!r}."
             )
-        return positive_int("grid", grid)
+        return positive_integer("grid", grid)
 
     def _check_rank(self, input_shape):
         rank = len(input_shape)
@@ -249,14 +249,3 @@ def small_gate(initial_rate, data_format, dtype, name):
         dtype=dtype,
         name=name,
     )
-
-
-def positive_int(name, value):
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-        raise TypeError(
-            f"`{name}` must be a positive integer. Received: {name}={value!r} of type "
-            f"{type(value)}."
-        )
-    if value < 1:
-        raise ValueError(f"`{name}` must be at least 1. Received: {name}={value}.")
-    return int(value)
