@@ -77,8 +77,12 @@ def test_stops_early_and_brings_the_best_rule_back():
 
 def test_every_other_epoch():
     callback = kd.callbacks.DynamicValidation(CALIBRATION, VALIDATION, update_freq=2)
-    history = fit(dense_model(), callback, epochs=4)
-    assert len(history["val_mean_cost"]) == 2 and len(history["loss"]) == 4
+    model = dense_model()
+    history = fit(model, callback, epochs=4)
+    assert len(history["val_dynamic_loss"]) == 2 and len(history["loss"]) == 4
+    # The second and the fourth: the last one scored the network as it is now.
+    expected = model.evaluate_dynamic(*VALIDATION, verbose=0)["loss"]
+    assert history["val_dynamic_loss"][-1] == pytest.approx(expected)
 
 
 def test_bad_input():
