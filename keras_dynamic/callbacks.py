@@ -7,6 +7,7 @@ import keras
 import numpy as np
 
 from keras_dynamic._compat import layers_within
+from keras_dynamic.layers._checks import positive_integer
 from keras_dynamic.ops.estimators import check_temperature
 
 __all__ = ["DynamicValidation", "TemperatureSchedule"]
@@ -254,18 +255,10 @@ class DynamicValidation(keras.callbacks.Callback):
         super().__init__()
         self.calibration_data = _checked_data("calibration_data", calibration_data)
         self.validation_data = _checked_data("validation_data", validation_data)
-        if isinstance(update_freq, bool) or not isinstance(update_freq, int):
-            raise TypeError(
-                "`update_freq` must be an integer. Received: "
-                f"update_freq={update_freq!r} of type {type(update_freq)}."
-            )
-        if update_freq < 1:
-            raise ValueError(
-                f"`update_freq` must be at least 1. Received: {update_freq}."
-            )
         self.rule, self.budget = rule, budget
         self.max_accuracy_drop = max_accuracy_drop
-        self.batch_size, self.update_freq = batch_size, update_freq
+        self.batch_size = batch_size
+        self.update_freq = positive_integer("update_freq", update_freq)
 
     def on_train_begin(self, logs=None):
         if not hasattr(self.model, "evaluate_dynamic"):

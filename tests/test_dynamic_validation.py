@@ -93,7 +93,7 @@ def test_bad_input():
         validation(CALIBRATION, VALIDATION[0])
     with pytest.raises(TypeError, match="update_freq=0.5"):
         validation(CALIBRATION, VALIDATION, update_freq=0.5)
-    with pytest.raises(ValueError, match="at least 1. Received: 0"):
+    with pytest.raises(ValueError, match="at least 1. Received: update_freq=0"):
         validation(CALIBRATION, VALIDATION, update_freq=0)
     plain = keras.Sequential([keras.Input((6,)), keras.layers.Dense(4, "softmax")])
     plain.compile("sgd", "sparse_categorical_crossentropy")

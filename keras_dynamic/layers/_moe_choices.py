@@ -9,7 +9,13 @@ from keras_dynamic.layers._moe_roads import Choices
 from keras_dynamic.layers.routers import Routing
 from keras_dynamic.ops.dispatch import capacity_for, drop_above
 
-__all__ = ["checked_routing", "choices_of", "units_of", "with_capacity"]
+__all__ = [
+    "checked_routing",
+    "choices_of",
+    "routes_all",
+    "units_of",
+    "with_capacity",
+]
 
 
 def routes_all(router):
@@ -104,13 +110,13 @@ def units_of(inputs, mask, whole):
     return total / tf.maximum(present, 1.0), tf.reduce_any(counted, 1, keepdims=True)
 
 
-def choices_of(routing, counted, routes_all):
+def choices_of(routing, counted, complete):
     """The assignments that a routing asks for.
 
     Args:
         routing: `Routing` of B samples of N units.
         counted: (B, N) bool, or None.
-        routes_all: whether the router sends no token to nobody.
+        complete: whether the router sends no token to nobody.
 
     Returns:
         `Choices`.
@@ -126,7 +132,7 @@ def choices_of(routing, counted, routes_all):
         if counted is not None:
             present = tf.tile(tf.reshape(counted, [-1]), [per_row])
             experts = tf.where(present, experts, -1)
-        complete = routes_all and counted is None
+            complete = False
         return Choices(experts, by_choice(routing.weights), None, per_row, complete)
     shape = tf.shape(routing.tokens)
     samples = tf.range(shape[0])[:, None, None]

@@ -102,7 +102,7 @@ def _road(layer, choices, room):
         if fixed:
             return "capacity"
         if choices.each != layer.num_experts:
-            _warn_of_xla(layer, choices.each)
+            _warn_of_xla(layer, layer.num_experts / choices.each)
         return "dense"
     if layer.dispatch != "auto":
         return layer.dispatch if fixed else "ragged"
@@ -112,13 +112,12 @@ def _road(layer, choices, room):
     return "capacity" if fixed and on_gpu else "ragged"
 
 
-def _warn_of_xla(layer, each):
-    times = "" if each is None else f", {layer.num_experts / each:g} times as much"
+def _warn_of_xla(layer, times):
     warnings.warn(
-        f"Layer '{layer.name}' computes every expert for every token{times}: XLA's "
-        "shapes are fixed, and without a capacity each expert needs room for all of "
-        "them. Set `capacity_factor` (in training) and `inference_capacity_factor` "
-        "(otherwise), or use `jit_compile=False`.",
+        f"Layer '{layer.name}' computes every expert for every token, {times:g} times "
+        "as much: XLA's shapes are fixed, and without a capacity each expert needs "
+        "room for all of them. Set `capacity_factor` (in training) and "
+        "`inference_capacity_factor` (otherwise), or use `jit_compile=False`.",
         stacklevel=2,
     )
 

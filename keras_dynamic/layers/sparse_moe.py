@@ -256,14 +256,12 @@ class SparseMoE(keras.layers.Layer):
         features = input_shape[-1]
         if not self.router.built:  # loading builds a router of one's own
             self.router.build((input_shape[0], None, features))
-        self._unit_shape = self._shape_of_a_unit(input_shape)
-        self._answer_shape = build_experts(
-            self.experts, self._unit_shape, self.device_of_experts
-        )
-        if self.route == "token" and len(self._answer_shape) != 2:
+        unit = self._shape_of_a_unit(input_shape)
+        answer = build_experts(self.experts, unit, self.device_of_experts)
+        if self.route == "token" and len(answer) != 2:
             raise ValueError(
                 "`experts` must give a vector for each token, (tokens, units). "
-                f"Received: an output of shape {self._answer_shape}. With "
+                f"Received: an output of shape {answer}. With "
                 "`route='input'` experts get whole inputs."
             )
 
@@ -359,16 +357,16 @@ class SparseMoE(keras.layers.Layer):
     @classmethod
     def from_config(cls, config):
         config = dict(config)
-        if isinstance(config["router"], dict):
+        if isinstance(config.get("router"), dict):
             config["router"] = keras.saving.deserialize_keras_object(config["router"])
-        if config["experts"] is not None:
+        if config.get("experts") is not None:
             config["experts"] = [
                 keras.saving.deserialize_keras_object(each)
                 if isinstance(each, dict)
                 else each
                 for each in config["experts"]
             ]
-        config["devices"] = known_devices(config["devices"])
+        config["devices"] = known_devices(config.get("devices"))
         return cls(**config)
 
     def _routed(self, inputs, mask, training=False):

@@ -1,8 +1,7 @@
 """Two-layer networks, one for each group of rows: activation(x W1 + b1) W2 + b2.
 
 Weights come as one tensor for each expert, not stacked: gradients of slices of a
-stacked tensor have to be copied together, and optimizers update many small tensors
-faster than one large one.
+stacked tensor would have to be copied together.
 """
 
 import contextlib
@@ -59,8 +58,8 @@ def grouped_feed_forward(rows, counts, weights, activate, devices=None):
     """Each expert on its own run of rows, however many they are.
 
     The gradient is written out: it keeps what the forward pass computed, and products
-    with a transposed matrix are batched ones (of one matrix), which are more than twice
-    as fast as `tf.matmul` of two matrices.
+    with a transposed matrix are batched ones (of one matrix), for which TensorFlow has
+    the faster code on a CPU.
 
     Args:
         rows: (rows, features), sorted by expert.
