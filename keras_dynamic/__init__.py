@@ -3,6 +3,7 @@
 `import keras_dynamic as kd`.
 """
 
+import importlib
 import json
 import os
 from pathlib import Path
@@ -71,3 +72,16 @@ __all__ = [
     "strip_exits",
     "upcycle",
 ]
+
+# Made when they are asked for: nobody else pays for keras-tuner and matplotlib.
+_ON_DEMAND = ("plots", "tuning")
+
+
+def __getattr__(name):
+    if name in _ON_DEMAND:
+        return importlib.import_module(f"keras_dynamic.{name}")
+    raise AttributeError(f"module 'keras_dynamic' has no attribute {name!r}")
+
+
+def __dir__():
+    return sorted([*globals(), *_ON_DEMAND])

@@ -15,10 +15,9 @@ import pytest
 from matplotlib import pyplot
 
 import keras_dynamic as kd
-from keras_dynamic import plots
 
 # Public by their own name: `kd.rules.Entropy`.
-SUBMODULES = ("rules", "calibration", "callbacks", "routers")
+SUBMODULES = ("rules", "calibration", "callbacks", "plots", "routers")
 
 
 def public_names(module):
@@ -35,7 +34,7 @@ def public_names(module):
 
 def public_objects():
     """Yields (qualified name, object) for each public class and function."""
-    modules = [kd, plots, *(getattr(kd, name) for name in SUBMODULES)]
+    modules = [kd, *(getattr(kd, name) for name in SUBMODULES)]
     seen = set()
     for module in modules:
         for name in public_names(module):

@@ -56,3 +56,12 @@ def test_import_leaves_out_what_only_some_need():
     heavy = {"matplotlib", "sklearn", "keras_tuner", "tensorflow_probability", "onnx"}
     assert "keras_dynamic" in new
     assert not new & heavy
+
+
+def test_what_only_some_need_is_there_when_asked_for():
+    code = (
+        "import sys, keras_dynamic as kd; print('keras_tuner' in sys.modules,"
+        "kd.plots.__name__, 'plots' in dir(kd), hasattr(kd, 'nothing'))"
+    )
+    result = run_python("-c", code)
+    assert result.stdout.split() == ["False", "keras_dynamic.plots", "True", "False"]

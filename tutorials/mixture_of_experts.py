@@ -29,7 +29,6 @@ import tensorflow as tf
 from keras import layers, ops
 
 import keras_dynamic as kd
-from keras_dynamic import plots
 
 COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7")  # safe for color-blind readers
 LINES = ("-", "--", "-.", ":")
@@ -265,7 +264,7 @@ figure, axes = plt.subplots(
 for column, (title, history) in enumerate(loads.items()):
     for row, name in enumerate(MOES):
         axis = axes[row, column]
-        for e, curve in enumerate(plots.expert_load(history, name).loads.T):
+        for e, curve in enumerate(kd.plots.expert_load(history, name).loads.T):
             style = {"color": COLORS[e], "linestyle": LINES[e], "marker": "o"}
             epochs = range(1, len(curve) + 1)
             axis.plot(epochs, curve, markersize=3, label=f"expert {e}", **style)
@@ -304,15 +303,17 @@ for name, network in (("no balancing", alone), ("balancing", balanced)):
 #
 # ## Who goes where
 #
-# `plots` has pictures of what a mixture does. Each is a record of arrays first, and a
-# drawing second; above we took the loads of `plots.expert_load` and drew them
+# `kd.plots` has pictures of what a mixture does. Each is a record of arrays first, and
+# a drawing second; above we took the loads of `kd.plots.expert_load` and drew them
 # ourselves. By class, on test images:
 
 # %%
 model = networks["4 experts, K = 1"]
 figure, axes = plt.subplots(1, 2, figsize=(8, 4.2), layout="constrained")
 for axis, name in zip(axes, MOES, strict=True):
-    plots.expert_load_by_class(model, name, x_test, y_test, batch_size=500).plot(axis)
+    kd.plots.expert_load_by_class(model, name, x_test, y_test, batch_size=500).plot(
+        axis
+    )
 figure.savefig("loads_by_class.png", dpi=150)
 
 # %% [markdown]
@@ -322,7 +323,7 @@ figure.savefig("loads_by_class.png", dpi=150)
 examples = x_test[[np.flatnonzero(y_test == digit)[0] for digit in range(10)]]
 figure, axes = plt.subplots(2, 10, figsize=(11, 2.6), layout="constrained")
 for row, name in zip(axes, MOES, strict=True):
-    record = plots.patch_experts(model, name, examples)
+    record = kd.plots.patch_experts(model, name, examples)
     dataclasses.replace(record, images=1 - examples).plot(row)  # black on white
     row[0].set_title("", loc="left")
     row[0].set_ylabel(name)
@@ -433,7 +434,9 @@ for name, model in classifiers.items():
 # %%
 figure, axis = plt.subplots(figsize=(4.6, 4.2), layout="constrained")
 model = classifiers["four, REINFORCE"]
-plots.expert_load_by_class(model, "policy", x_test, y_test, batch_size=500).plot(axis)
+kd.plots.expert_load_by_class(model, "policy", x_test, y_test, batch_size=500).plot(
+    axis
+)
 figure.savefig("choices_of_the_policy.png", dpi=150)
 
 # %% [markdown]

@@ -10,6 +10,7 @@ from keras_dynamic.calibration._probabilities import (
     expected_calibration_error,
     negative_log_likelihood,
 )
+from keras_dynamic.calibration.front import pareto_front
 from keras_dynamic.calibration.report import (
     CalibrationReport,
     ExitReport,
@@ -42,4 +43,5 @@ __all__ = [
     "fit_temperature",
     "negative_log_likelihood",
     "open_threshold",
+    "pareto_front",
 ]

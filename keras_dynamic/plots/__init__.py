@@ -1,8 +1,6 @@
 """Plots of what a network does: the data first, as a record, and then its drawing.
 
-    from keras_dynamic import plots
-
-    plots.expert_load(history, "moe").plot()
+    kd.plots.expert_load(history, "moe").plot()
 
 Every function returns a record of NumPy arrays, whose `plot(ax=None)` draws it into the
 given axes of matplotlib, or new ones, and returns them. matplotlib comes with the extra

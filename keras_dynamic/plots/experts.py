@@ -9,6 +9,7 @@ from matplotlib import pyplot
 
 from keras_dynamic._compat import BatchIterator, functional_nodes, functional_of
 from keras_dynamic.layers.sparse_moe import SparseMoE
+from keras_dynamic.plots._drawing import axes_or_new, style_of, ticks
 
 __all__ = [
     "ExpertLoad",
@@ -18,9 +19,6 @@ __all__ = [
     "expert_load_by_class",
     "patch_experts",
 ]
-
-# Okabe and Ito's colors without black.
-_COLORS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,10 +32,8 @@ class ExpertLoad:
     Example:
 
     ```python
-    from keras_dynamic import plots
-
     loads = np.array([[0.9, 0.1], [0.6, 0.4]])  # two epochs, two experts
-    ax = plots.ExpertLoad(loads, "moe").plot()
+    ax = kd.plots.ExpertLoad(loads, "moe").plot()
     ```
     """
 
@@ -54,7 +50,7 @@ class ExpertLoad:
             The `Axes`.
         """
         epochs, experts = self.loads.shape
-        ax = _axes(ax)
+        ax = axes_or_new(ax)
         # Values are relative to an even load, which is the middle of the colors.
         image = ax.imshow(
             self.loads.T * experts,
@@ -68,7 +64,7 @@ class ExpertLoad:
         ax.set(
             xlabel="epoch",
             ylabel="expert",
-            yticks=_ticks(experts),
+            yticks=ticks(experts),
             title=f"Load of the experts of {self.layer}",
         )
         ax.figure.colorbar(image, ax=ax, label="load / even load")
@@ -87,10 +83,8 @@ class ExpertLoadByClass:
     Example:
 
     ```python
-    from keras_dynamic import plots
-
     loads = np.array([[0.9, 0.1], [0.2, 0.8]])
-    ax = plots.ExpertLoadByClass(loads, ["cat", "dog"], "moe").plot()
+    ax = kd.plots.ExpertLoadByClass(loads, ["cat", "dog"], "moe").plot()
     ```
     """
 
@@ -107,12 +101,12 @@ class ExpertLoadByClass:
         Returns:
             The `Axes`.
         """
-        ax = _axes(ax)
+        ax = axes_or_new(ax)
         image = ax.imshow(self.loads, cmap="cividis", vmin=0, aspect="auto")
         ax.set(
             xlabel="expert",
             ylabel="class",
-            xticks=_ticks(self.loads.shape[1]),
+            xticks=ticks(self.loads.shape[1]),
             yticks=np.arange(len(self.classes)),
             yticklabels=[str(name) for name in self.classes],
             title=f"Who works on what in {self.layer}",
@@ -134,10 +128,8 @@ class PatchExperts:
     Example:
 
     ```python
-    from keras_dynamic import plots
-
     images, experts = np.zeros((1, 8, 8, 1)), np.array([[[0, 1], [1, 2]]])
-    axes = plots.PatchExperts(images, experts, 3, "moe").plot()
+    axes = kd.plots.PatchExperts(images, experts, 3, "moe").plot()
     ```
     """
 
@@ -170,7 +162,7 @@ class PatchExperts:
         for ax, image, experts in zip(axes, self.images, self.experts, strict=True):
             self._plot_one(ax, image, experts)
         handles = [
-            pyplot.Rectangle((0, 0), 1, 1, **_style(expert))
+            pyplot.Rectangle((0, 0), 1, 1, **style_of(expert))
             for expert in range(self.num_experts)
         ]
         axes[-1].legend(
@@ -200,7 +192,7 @@ class PatchExperts:
                 if expert < 0:
                     continue
                 corner = (column * step[1] - 0.5, row * step[0] - 0.5)
-                style = {**_style(expert), "alpha": 0.65}
+                style = {**style_of(expert), "alpha": 0.65}
                 ax.add_patch(pyplot.Rectangle(corner, step[1], step[0], **style))
         ax.set(xticks=[], yticks=[])
 
@@ -223,10 +215,8 @@ def expert_load(history, layer, prefix=""):
     Example:
 
     ```python
-    from keras_dynamic import plots
-
     history = {"moe_load_0": [0.9, 0.6], "moe_load_1": [0.1, 0.4]}
-    ax = plots.expert_load(history, "moe").plot()
+    ax = kd.plots.expert_load(history, "moe").plot()
     ```
     """
     logs = getattr(history, "history", history)
@@ -263,12 +253,10 @@ def expert_load_by_class(model, layer, x, y, class_names=None, batch_size=None):
     Example:
 
     ```python
-    from keras_dynamic import plots
-
     inputs = keras.Input((4,))
     model = keras.Model(inputs, kd.SparseMoE(3, 8, name="moe")(inputs))
     x, y = np.random.default_rng(0).normal(size=(9, 4)), np.arange(9) % 2
-    ax = plots.expert_load_by_class(model, "moe", x, y).plot()
+    ax = kd.plots.expert_load_by_class(model, "moe", x, y).plot()
     ```
     """
     (layer, inputs, mask), counts = _found(model, layer), []
@@ -309,14 +297,12 @@ def patch_experts(model, layer, images, grid=None):
     Example:
 
     ```python
-    from keras_dynamic import plots
-
     inputs = keras.Input((8, 8, 1))
     patches = keras.layers.Conv2D(6, 4, strides=4)(inputs)
     tokens = keras.layers.Reshape((4, 6))(patches)
     model = keras.Model(inputs, kd.SparseMoE(3, 8, name="moe")(tokens))
     images = np.random.default_rng(0).uniform(size=(2, 8, 8, 1))
-    axes = plots.patch_experts(model, "moe", images).plot()
+    axes = kd.plots.patch_experts(model, "moe", images).plot()
     ```
     """
     layer, inputs, mask = _found(model, layer)
@@ -383,18 +369,3 @@ def _computed(routing, num_experts):
         [np.sum(experts == expert, axis=(1, 2)) for expert in range(num_experts)],
         axis=1,
     )
-
-
-def _axes(ax):
-    return pyplot.subplots(layout="constrained")[1] if ax is None else ax
-
-
-def _ticks(number):
-    return np.arange(0, number, max(1, number // 8))
-
-
-def _style(expert):
-    """Color, and from the eighth expert on hatching too."""
-    again, color = divmod(int(expert), len(_COLORS))
-    hatch = ("", "///", "...", "xxx", "ooo")[again % 5]
-    return {"facecolor": _COLORS[color], "edgecolor": "white", "hatch": hatch}

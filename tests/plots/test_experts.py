@@ -1,4 +1,4 @@
-"""Plots: the records against NumPy, the drawings by what is in them."""
+"""Plots of experts: the records against NumPy, the drawings by what is in them."""
 
 import dataclasses
 
@@ -8,13 +8,7 @@ import pytest
 from matplotlib import colors, pyplot
 
 import keras_dynamic as kd
-from keras_dynamic import plots
-
-
-@pytest.fixture(autouse=True)
-def closed_figures():
-    yield
-    pyplot.close("all")
+from tests.plots.checks import save
 
 
 def vit(router="top_k", **arguments):
@@ -33,13 +27,6 @@ def images(count):
     return np.random.default_rng(0).normal(size=shape).astype("float32")
 
 
-def save(axes, path):
-    """Draws to a file, which is not empty."""
-    figure = np.ravel(axes)[0].figure
-    figure.savefig(path)
-    assert len(np.unique(pyplot.imread(path))) > 10
-
-
 def test_load_over_time(tmp_path):
     model, moe, _ = vit()
     model.compile("sgd", "mse")
@@ -51,11 +38,11 @@ def test_load_over_time(tmp_path):
         epochs=3,
         verbose=0,
     )
-    record = plots.expert_load(history, moe)
+    record = kd.plots.expert_load(history, moe)
     assert record.loads.shape == (3, 3)
     expected = [history.history[f"moe_load_{expert}"] for expert in range(3)]
     np.testing.assert_array_equal(record.loads.T, expected)
-    validation = plots.expert_load(history.history, "moe", prefix="val_")
+    validation = kd.plots.expert_load(history.history, "moe", prefix="val_")
     np.testing.assert_array_equal(
         validation.loads[:, 1], history.history["val_moe_load_1"]
     )
@@ -71,7 +58,7 @@ def test_load_over_time(tmp_path):
 def test_load_by_class(tmp_path):
     model, moe, tokens = vit(top_k=2)
     x, y = images(20), np.arange(20) % 3 + 1
-    record = plots.expert_load_by_class(model, "moe", x, y, batch_size=8)
+    record = kd.plots.expert_load_by_class(model, "moe", x, y, batch_size=8)
     logits = tokens(x).numpy() @ moe.router.kernel.numpy()
     chosen = np.argsort(-logits, axis=-1)[..., :2]
     expected = [
@@ -83,20 +70,22 @@ def test_load_by_class(tmp_path):
     ax = record.plot()
     np.testing.assert_array_equal(ax.images[0].get_array(), record.loads)
     save(ax, tmp_path / "classes.png")
-    names = plots.expert_load_by_class(model, moe, x, y, ["no", "a", "b", "c"]).classes
+    names = kd.plots.expert_load_by_class(
+        model, moe, x, y, ["no", "a", "b", "c"]
+    ).classes
     assert names == ["a", "b", "c"]
 
 
 def test_load_by_class_where_experts_choose():
     model, moe, _ = vit("expert_choice", top_k=1.5)  # 1.5 * 6 / 3 tokens each
-    record = plots.expert_load_by_class(model, moe, images(6), np.zeros(6, "int32"))
+    record = kd.plots.expert_load_by_class(model, moe, images(6), np.zeros(6, "int32"))
     np.testing.assert_allclose(record.loads, [[1 / 3] * 3])
 
 
 def test_patches(tmp_path):
     model, moe, tokens = vit()
     x = images(4)
-    record = plots.patch_experts(model, moe, x, grid=(2, 3))
+    record = kd.plots.patch_experts(model, moe, x, grid=(2, 3))
     logits = tokens(x).numpy() @ moe.router.kernel.numpy()
     expected = np.argmax(logits, axis=-1).reshape(4, 2, 3)
     np.testing.assert_array_equal(record.experts, expected)
@@ -119,7 +108,9 @@ def test_patches(tmp_path):
 
 
 def test_many_experts_differ_by_hatching():
-    record = plots.PatchExperts(images(1), np.arange(6).reshape(1, 2, 3) * 3, 16, "moe")
+    record = kd.plots.PatchExperts(
+        images(1), np.arange(6).reshape(1, 2, 3) * 3, 16, "moe"
+    )
     (ax,) = record.plot()
     styles = {
         (handle.get_facecolor(), handle.get_hatch())
@@ -129,12 +120,12 @@ def test_many_experts_differ_by_hatching():
 
 
 def test_class_token_before_the_patches():
-    record = plots.PatchExperts(images(1), np.full((1, 2, 3), -1), 3, "moe")
+    record = kd.plots.PatchExperts(images(1), np.full((1, 2, 3), -1), 3, "moe")
     (ax,) = record.plot()
     assert not ax.patches  # nobody's patches are not colored
     model, _, _ = vit()
-    last = plots.patch_experts(model, "moe", images(2), grid=(1, 4)).experts
-    both = plots.patch_experts(model, "moe", images(2), grid=(1, 6)).experts
+    last = kd.plots.patch_experts(model, "moe", images(2), grid=(1, 4)).experts
+    both = kd.plots.patch_experts(model, "moe", images(2), grid=(1, 6)).experts
     np.testing.assert_array_equal(last, both[:, :, 2:])
 
 
@@ -144,7 +135,7 @@ def test_padding_counts_for_nobody():
     embedding = keras.layers.Embedding(5, 6, mask_zero=True)
     moe = kd.SparseMoE(3, 8, name="moe")
     model = keras.Model(inputs, moe(embedding(inputs)))
-    record = plots.expert_load_by_class(model, moe, words, np.zeros(3, "int32"))
+    record = kd.plots.expert_load_by_class(model, moe, words, np.zeros(3, "int32"))
     logits = embedding(words).numpy() @ moe.router.kernel.numpy()
     chosen = np.argmax(logits, axis=-1)[words > 0]
     expected = np.bincount(chosen, minlength=3) / len(chosen)
@@ -157,28 +148,28 @@ def test_models_that_cannot_be_followed():
             return inputs
 
     with pytest.raises(ValueError, match="functional or built Sequential.*Subclassed"):
-        plots.expert_load_by_class(Subclassed(), "moe", images(2), np.zeros(2))
+        kd.plots.expert_load_by_class(Subclassed(), "moe", images(2), np.zeros(2))
     inputs = keras.Input((4, 6))
     moe = kd.SparseMoE(3, 8, name="moe")
     twice = keras.Model(inputs, moe(moe(inputs)))
     with pytest.raises(ValueError, match=r"calls once.*\['moe', 'moe'\]"):
-        plots.expert_load_by_class(twice, moe, np.ones((2, 4, 6)), np.zeros(2))
+        kd.plots.expert_load_by_class(twice, moe, np.ones((2, 4, 6)), np.zeros(2))
 
 
 def test_bad_input():
     model, moe, _ = vit()
     with pytest.raises(ValueError, match=r"moe_load_0.*\['loss'\]"):
-        plots.expert_load({"loss": [1.0]}, "moe")
+        kd.plots.expert_load({"loss": [1.0]}, "moe")
     with pytest.raises(ValueError, match=r"\['moe'\].*layer='other'"):
-        plots.expert_load_by_class(model, "other", images(2), np.zeros(2))
+        kd.plots.expert_load_by_class(model, "other", images(2), np.zeros(2))
     with pytest.raises(ValueError, match=r"2 samples.*shape \(3,\)"):
-        plots.expert_load_by_class(model, moe, images(2), np.zeros(3))
+        kd.plots.expert_load_by_class(model, moe, images(2), np.zeros(3))
     with pytest.raises(ValueError, match="no square.*6 tokens"):
-        plots.patch_experts(model, moe, images(2))
+        kd.plots.patch_experts(model, moe, images(2))
     with pytest.raises(ValueError, match=r"at most 6 patches.*\(3, 3\)"):
-        plots.patch_experts(model, moe, images(2), grid=(3, 3))
+        kd.plots.patch_experts(model, moe, images(2), grid=(3, 3))
     with pytest.raises(ValueError, match="tokens choose experts.*'moe'"):
-        plots.patch_experts(*vit("expert_choice")[:2], images(2), grid=(2, 3))
-    record = plots.patch_experts(model, moe, images(2), grid=(2, 3))
+        kd.plots.patch_experts(*vit("expert_choice")[:2], images(2), grid=(2, 3))
+    record = kd.plots.patch_experts(model, moe, images(2), grid=(2, 3))
     with pytest.raises(ValueError, match="there are images, 2. Received: 1"):
         record.plot(pyplot.subplots()[1])
