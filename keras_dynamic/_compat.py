@@ -34,6 +34,7 @@ __all__ = [
     "producer_of",
     "rename_metrics_by_exit",
     "replace_compile_config",
+    "scoped_name",
     "set_mask",
     "show_mask",
     "takes_a_graph",
@@ -279,3 +280,8 @@ def rename_metrics_by_exit(model, y, y_pred, prefixes):
                 # As Keras names a weighted metric beside an unweighted one.
                 metric.name = f"{prefix}{kind}{metric.name}" if name in taken else name
                 taken.add(metric.name)
+
+
+def scoped_name(hp, name):
+    """The whole name of a hyperparameter of keras-tuner, its name scopes before it."""
+    return hp._get_name(name)
