@@ -91,7 +91,7 @@ ORDERED = {
     ),
 }
 
-# (importer, imported): imports up or aside that are made inside a function, when it runs.
+# (importer, imported): imports up or aside, made inside a function, when it runs.
 LAZY_DOORS = {
     ("models.dynamic_model", "models.export"),
     ("models.dynamic_model", "models.surgery"),

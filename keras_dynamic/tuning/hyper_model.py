@@ -5,6 +5,7 @@ import random
 import warnings
 
 import keras_tuner
+import numpy as np
 from keras_tuner.errors import FatalTypeError, FatalValueError
 
 from keras_dynamic.models.dynamic_model import DynamicModel
@@ -131,6 +132,8 @@ class DynamicHyperModel(keras_tuner.HyperModel):
                 f"'{model.name}', which is not."
             )
         _check_loss_weights(model, hp)
+        # Else its state in a trial's weights has nowhere to go.
+        model.optimizer.build(model.trainable_variables)
         # So that their hyperparameters are in the space from the start.
         self._callbacks_for(hp)
         if not hp.space:
@@ -241,11 +244,12 @@ def _check_loss_weights(model, hp):
     weights = model.road.loss_weights or []
     for name, weight in zip(model.exit_names, weights, strict=False):
         searched = hp.values.get(f"{name}_loss_weight")
-        if searched is None or abs(float(weight) - searched) <= 1e-6 * searched:
+        used = float(np.asarray(weight))
+        if searched is None or abs(used - searched) <= 1e-6 * searched:
             continue
         raise FatalValueError(
             f"The loss weight of exit '{name}' must be the hyperparameter "
-            f"'{name}_loss_weight', which is searched: give it to the `EarlyExit` or to "
-            "`compile(loss_weights=)`, which has the last word. Received: "
-            f"{float(weight):g} in place of {searched:g}."
+            f"'{name}_loss_weight', which is searched: give it to the `EarlyExit`, or "
+            "to `compile(loss_weights=)`, which has the last word. Received: "
+            f"{used:g} in place of {searched:g}."
         )

@@ -69,12 +69,11 @@ def test_two_scopes_may_share_a_name_but_not_with_two_ranges():
     hp.Choice("trunk", ["plain", "gated"])
     with hp.conditional_scope("trunk", ["plain"]):
         tuning.loss_weight(hp, "exit_1")
+        tuning.loss_weight(hp, "exit_2")
     with hp.conditional_scope("trunk", ["gated"]):
         tuning.loss_weight(hp, "exit_1")
         with pytest.raises(ValueError, match=r"'exit_2_loss_weight'.*0.03.*0.5 to 2"):
-            tuning.loss_weight(hp, "exit_2")
-            with hp.conditional_scope("trunk", ["plain"]):
-                tuning.loss_weight(hp, "exit_2", 0.5, 2.0)
+            tuning.loss_weight(hp, "exit_2", 0.5, 2.0)
 
 
 def test_an_override_of_the_tuner_is_followed():
@@ -105,7 +104,9 @@ def test_schedule_has_what_its_form_needs():
     hp.values["schedule"] = "linear"
     linear = tuning.temperature_schedule(hp, 10, layers=["a"])
     assert linear.layers == ["a"]
-    np.testing.assert_allclose([linear.schedule(s) for s in (0, 5, 11)], [4, 2.125, 0.25])
+    np.testing.assert_allclose(
+        [linear.schedule(s) for s in (0, 5, 11)], [4, 2.125, 0.25]
+    )
 
 
 def test_bad_input():
