@@ -3,6 +3,7 @@
 Pure functions of NumPy arrays; they know no model and no rule.
 """
 
+from keras_dynamic.calibration._goals import UnreachableGoal
 from keras_dynamic.calibration._probabilities import (
     accuracy,
     apply_temperature,
@@ -10,6 +11,7 @@ from keras_dynamic.calibration._probabilities import (
     expected_calibration_error,
     negative_log_likelihood,
 )
+from keras_dynamic.calibration.candidates import candidate_thresholds, open_threshold
 from keras_dynamic.calibration.front import pareto_front
 from keras_dynamic.calibration.report import (
     CalibrationReport,
@@ -20,10 +22,8 @@ from keras_dynamic.calibration.report import (
 from keras_dynamic.calibration.temperature import TemperatureFit, fit_temperature
 from keras_dynamic.calibration.thresholds import (
     ThresholdChoice,
-    candidate_thresholds,
     choose_thresholds,
     exit_indices,
-    open_threshold,
 )
 
 __all__ = [
@@ -32,6 +32,7 @@ __all__ = [
     "ProbabilityQuality",
     "TemperatureFit",
     "ThresholdChoice",
+    "UnreachableGoal",
     "accuracy",
     "apply_temperature",
     "brier_score",

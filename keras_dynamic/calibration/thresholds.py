@@ -9,11 +9,16 @@ back is a column for each exit.
 """
 
 import dataclasses
-import fractions
 import math
 
 import numpy as np
 
+from keras_dynamic.calibration._goals import (
+    check_goals,
+    most_lost,
+    unreachable_accuracy,
+    unreachable_budget,
+)
 from keras_dynamic.calibration._search import Goal, Search
 from keras_dynamic.calibration._walk import Walk, first_exit
 
@@ -49,92 +54,6 @@ class ThresholdChoice:
     exit_rates: tuple[float, ...]
     accuracy: float
     mean_cost: float
-
-
-def candidate_thresholds(scores, limit=64):
-    """Thresholds between observed scores, at evenly spaced quantiles.
-
-    Each lies midway between two neighbors among the distinct scores observed, so that
-    none coincides with a score and a last bit of rounding moves nobody across. Scores
-    are taken as float32, the precision of the network; the thresholds are float32
-    numbers too (widened to float64), strictly between their two neighbors; where no
-    float32 number is, there is no candidate.
-
-    The two ends are not among them: "closed" (`None`) and "everyone leaves"
-    (`open_threshold`) are the caller's to add.
-
-    Args:
-        scores: Array of shape `(n,)`, the scores at one exit; those that are not
-            finite are left out.
-        limit: Integer, at least 1, the largest number of thresholds. Default 64.
-
-    Returns:
-        Float64 array of shape `(m,)`, m <= `limit`, strictly ascending; empty where
-        fewer than two distinct scores were observed.
-
-    Raises:
-        ValueError: another shape, or a limit below 1.
-
-    Example:
-
-    ```python
-    scores = np.array([0.5, 0.25, 0.75, 0.75])
-    print(kd.calibration.candidate_thresholds(scores))  # [0.375 0.625]
-    ```
-    """
-    if limit != int(limit) or limit < 1:
-        raise ValueError(
-            f"`limit` must be an integer of at least 1. Received: limit={limit}."
-        )
-    scores = _finite_scores(scores)
-    values, sizes = np.unique(scores, return_counts=True)
-    low, high = values[:-1].astype(np.float64), values[1:].astype(np.float64)
-    middle = ((low + high) / 2).astype(np.float32).astype(np.float64)
-    separates = (low < middle) & (middle < high)
-    middle, below = middle[separates], np.cumsum(sizes)[:-1][separates]
-    if middle.size <= limit:
-        return middle
-    # The cut whose number of scores below it is nearest to each quantile.
-    wanted = np.arange(1, limit + 1) * scores.size / (limit + 1)
-    right = np.clip(np.searchsorted(below, wanted), 1, below.size - 1)
-    is_left = wanted - below[right - 1] <= below[right] - wanted
-    return middle[np.unique(right - is_left)]
-
-
-def open_threshold(scores, leaves_above=True):
-    """A threshold that every observed score passes.
-
-    For a rule that leaves above its threshold it lies below the least finite score:
-    0 if all are positive, which stays in [0, 1] for probabilities and is below every
-    maximum of a softmax, else lower by 1 or more. For a rule that leaves below its
-    threshold it lies above the greatest by 1 or more. A rule that knows the range of
-    its own scores may rather use the end of that range.
-
-    Args:
-        scores: Array of shape `(n,)`, the scores at one exit.
-        leaves_above: Boolean, whether samples leave above the threshold (confidence)
-            or below it (entropy). Default True.
-
-    Returns:
-        A float, finite, that float32 holds exactly.
-
-    Raises:
-        ValueError: another shape.
-
-    Example:
-
-    ```python
-    print(kd.calibration.open_threshold(np.array([0.5, 0.9])))  # 0.0
-    print(kd.calibration.open_threshold(np.array([0.1, 0.7]), leaves_above=False))
-    # 1.7
-    ```
-    """
-    scores = _finite_scores(scores)
-    if leaves_above:
-        if scores.size == 0 or np.min(scores) > 0:
-            return 0.0
-        return _beyond(np.min(scores), -1)
-    return 1.0 if scores.size == 0 else _beyond(np.max(scores), 1)
 
 
 def exit_indices(leave_columns):
@@ -181,6 +100,7 @@ def choose_thresholds(
     *,
     budget=None,
     max_accuracy_drop=None,
+    min_accuracy=None,
     standard_errors=0.0,
 ):
     """The candidate at each early exit that meets one goal best.
@@ -195,9 +115,13 @@ def choose_thresholds(
     the final exit, R - floor(`max_accuracy_drop` * n) are required, where the drop
     is the decimal number as it is written: 0.29 of 100 samples is 29.
 
+    With `min_accuracy`: the same among the choices whose accuracy, right answers / n,
+    is at least that.
+
     The cheapest of many choices owes a part of its accuracy to chance, and loses more
-    on other data. With `standard_errors=1`, the loss plus one standard error of it
-    (of paired answers, as in McNemar's test) must lie within `max_accuracy_drop`.
+    on other data. With `standard_errors=1`, the loss against the final exit plus one
+    standard error of it (of paired answers, as in McNemar's test) must lie within
+    what the goal allows. Closing every exit loses nothing, and needs no margin.
 
     An exit at which no sample leaves in the end is closed (column 0).
 
@@ -220,19 +144,23 @@ def choose_thresholds(
             is usually above 1).
         budget: Float above 0, the highest mean cost.
         max_accuracy_drop: Float in [0, 1), the largest loss of accuracy.
+        min_accuracy: Float in [0, 1], the least accuracy.
         standard_errors: Float >= 0, how many standard errors the loss must stay
-            below `max_accuracy_drop`. Defaults to 0, the loss on the data given.
+            below what `max_accuracy_drop` or `min_accuracy` allows. Defaults to 0,
+            the loss on the data given.
 
     Returns:
         A `ThresholdChoice`.
 
     Raises:
         TypeError: `leaves` or `correct` that are not boolean.
-        ValueError: none or both of the goals, a goal out of its range, other shapes,
-            no samples, costs that are not positive numbers, or a budget below the
-            lowest mean cost found, which the error states. (For the thresholds of a
-            score, with costs that rise from exit to exit, it is the lowest that the
-            candidates reach.)
+        ValueError: none or several of the goals, a goal out of its range, other
+            shapes, no samples, or costs that are not positive numbers.
+        UnreachableGoal: a ValueError, for a budget below the lowest mean cost found,
+            which the error states. (For the thresholds of a score, with costs that
+            rise from exit to exit, it is the lowest that the candidates reach.) And
+            for a `min_accuracy` above the full network's, and above what any choice
+            found has, the margin taken off.
 
     Example:
 
@@ -251,18 +179,20 @@ def choose_thresholds(
     ```
     """
     leaves, correct, exit_costs = _check_problem(leaves, correct, exit_costs)
-    _check_goals(budget, max_accuracy_drop)
+    check_goals(budget, max_accuracy_drop, min_accuracy)
     walk = Walk(leaves, correct, exit_costs)
     if budget is None:
-        columns = _cheapest(
-            leaves, correct, exit_costs, max_accuracy_drop, standard_errors
-        )
+        final = int(np.sum(correct[:, -1])), len(correct)
+        allowed = most_lost(max_accuracy_drop, min_accuracy, *final)
+        columns, kept = _cheapest(leaves, correct, exit_costs, allowed, standard_errors)
+        if columns is None:
+            # Not for a drop: closing every exit loses no accuracy.
+            raise unreachable_accuracy(min_accuracy, kept, *final)
     else:
         goal = Goal(most_cost=budget * (1 + _COST_SLACK))
         columns = Search(walk, goal).run()
         if goal.is_missed(*walk.outcome(columns)):
-            # Only a budget can be missed: closing every exit loses no accuracy.
-            raise ValueError(_budget_error(walk, columns, budget))
+            raise unreachable_budget(walk, columns, budget)
     counts, num_correct = walk.counts(columns)
     return ThresholdChoice(
         columns=tuple(
@@ -275,19 +205,27 @@ def choose_thresholds(
     )
 
 
-def _cheapest(leaves, correct, exit_costs, max_accuracy_drop, standard_errors):
-    """Columns of the lowest cost found that lose no more answers than allowed."""
+def _cheapest(leaves, correct, exit_costs, allowed, standard_errors):
+    """The cheapest columns found that lose no more answers than allowed.
+
+    Args:
+        allowed: Integer; below 0 as many have to be gained.
+
+    Returns:
+        (columns, kept): the columns, None where all lose more; and the largest
+        number of right answers that any found kept, the margin taken off.
+    """
     final, num_samples = correct[:, -1:], len(correct)
-    # `str` gives the shortest decimal of that float, also for NumPy's scalars.
-    allowed = math.floor(fractions.Fraction(str(max_accuracy_drop)) * num_samples)
     plain = Walk(leaves, correct, exit_costs)
-    best = [0] * plain.num_early  # all closed: nothing lost, nothing gained
+    num_correct = kept = int(np.sum(final))
+    # All closed: nothing lost, nothing gained.
+    best = [0] * plain.num_early if allowed >= 0 else None
     for penalty in _PENALTIES if standard_errors else (0,):
         # The search counts right answers. Less a part of an answer for each one that
         # differs from the final exit's, they stand for the standard error.
         values = _SCALE * correct.astype(np.int64) - penalty * (correct != final)
         walk = Walk(leaves, values, exit_costs)
-        least = _SCALE * (int(np.sum(final)) - allowed)
+        least = _SCALE * (num_correct - allowed)
         columns = Search(walk, Goal(least_correct=least)).run()
         taken = exit_indices(plain.leaving(columns))
         dynamic = correct[np.arange(num_samples), taken]
@@ -295,43 +233,12 @@ def _cheapest(leaves, correct, exit_costs, max_accuracy_drop, standard_errors):
         # The variance of a sum of n differences in {-1, 0, 1}.
         variance = np.sum(final[:, 0] != dynamic) - lost**2 / num_samples
         margin = standard_errors * math.sqrt(max(variance, 0))
+        kept = max(kept, math.floor(num_correct - lost - margin))
         if lost + margin <= allowed and (
-            plain.outcome(columns)[1] < plain.outcome(best)[1]
+            best is None or plain.outcome(columns)[1] < plain.outcome(best)[1]
         ):
             best = columns
-    return best
-
-
-def _budget_error(walk, columns, budget):
-    counts, num_correct = walk.counts(columns)
-    rates = counts / walk.num_samples
-    if np.any(rates == 1):
-        where = f"every sample leaves at exit {int(np.argmax(rates))}"
-    else:
-        shares = ", ".join(f"{rate:.4g}" for rate in rates)
-        where = f"samples leave at exits 0 to {walk.num_early} in shares {shares}"
-    return (
-        f"`budget` cannot be reached. Received: budget={budget}. The lowest mean cost "
-        f"reachable on the data given is {walk.mean_cost(counts):.4g} ({where}), at an "
-        f"accuracy of {num_correct / walk.num_samples:.4g}."
-    )
-
-
-def _check_goals(budget, max_accuracy_drop):
-    if (budget is None) == (max_accuracy_drop is None):
-        raise ValueError(
-            "Exactly one of `budget` and `max_accuracy_drop` must be given. Received: "
-            f"budget={budget}, max_accuracy_drop={max_accuracy_drop}."
-        )
-    if budget is not None and not 0 < budget < math.inf:
-        raise ValueError(
-            f"`budget` must be a number above 0. Received: budget={budget}."
-        )
-    if max_accuracy_drop is not None and not 0 <= max_accuracy_drop < 1:
-        raise ValueError(
-            "`max_accuracy_drop` must lie in [0, 1). Received: "
-            f"max_accuracy_drop={max_accuracy_drop}."
-        )
+    return best, kept
 
 
 def _check_problem(leaves, correct, exit_costs):
@@ -380,21 +287,3 @@ def _check_problem(leaves, correct, exit_costs):
 def _check_boolean(array, name):
     if array.dtype != np.bool_:
         raise TypeError(f"`{name}` must be boolean. Received: dtype={array.dtype}.")
-
-
-def _finite_scores(scores):
-    scores = np.asarray(scores)
-    if scores.ndim != 1:
-        raise ValueError(
-            f"`scores` must have shape (samples,). Received: shape={scores.shape}."
-        )
-    # What overflows float32 is infinite to the network.
-    with np.errstate(over="ignore"):
-        scores = scores.astype(np.float32)
-    return scores[np.isfinite(scores)]
-
-
-def _beyond(score, direction):
-    step = direction * max(1.0, abs(float(score)))
-    limit = np.finfo(np.float32).max
-    return float(np.float32(np.clip(float(score) + step, -limit, limit)))

@@ -3,7 +3,10 @@
 import keras
 import numpy as np
 
+from keras_dynamic.calibration import UnreachableGoal
 from keras_dynamic.layers._checks import positive_integer
+from keras_dynamic.models import rules
+from keras_dynamic.models.calibrating import check_goals
 
 __all__ = ["DynamicValidation"]
 
@@ -13,9 +16,13 @@ class DynamicValidation(keras.callbacks.Callback):
 
     At the end of each epoch, `model.calibrate` chooses temperatures and thresholds on
     `calibration_data`, and `model.evaluate_dynamic` runs `validation_data` as inference
-    will. The logs then hold `val_mean_cost` (1.0 is the plain network), an
+    will. The logs then hold `val_mean_cost` (1.0 is the plain network), a
     `val_exit_<k>_rate` for each exit, `val_dynamic_loss`, and a `val_dynamic_<metric>`
     for each of the final exit's metrics, such as `val_dynamic_accuracy`.
+
+    A model with a selector decides by itself and has no thresholds: it is scored under
+    `Selected`, nothing is calibrated, and a goal is an error. One with gates or
+    mixtures and a single output has its temperature fitted.
 
     The callback stands before those that monitor these, and those need an explicit
     `mode` ("max" for an accuracy): Keras knows the names of its own logs only. The rule
@@ -28,16 +35,22 @@ class DynamicValidation(keras.callbacks.Callback):
     Args:
         calibration_data: tuple (x, y), or a dataset of such tuples.
         validation_data: the same, other samples.
-        rule, budget, max_accuracy_drop: as in `DynamicModel.calibrate`. Defaults to
-            `"max_probability"` and `None`.
+        rule: name of a rule, or an `ExitRule`, as in `DynamicModel.calibrate`.
+            Defaults to `None`: `"selected"` for a model with a selector, else
+            `"max_probability"`.
+        budget, max_accuracy_drop, min_accuracy: as in `DynamicModel.calibrate`, one of
+            them at most. After an epoch in which `min_accuracy` cannot be reached, as
+            the first ones of a training, every exit is closed. Defaults to `None`.
         batch_size: int or `None` (32).
         update_freq: int >= 1, every how many epochs. Defaults to 1.
 
     Raises:
         TypeError: for data of another form; from `fit`, for a model that is no
-            `DynamicModel`.
-        ValueError: for an `update_freq` below 1; from `fit`, for a goal that cannot be
-            reached.
+            `DynamicModel`, or a goal that is no number.
+        ValueError: for an `update_freq` below 1; from `fit` before the first step, for
+            two goals, or one that the model can have no thresholds for.
+        kd.calibration.UnreachableGoal: a ValueError, from `fit`, for a `budget` that
+            cannot be reached.
 
     Example:
 
@@ -58,17 +71,22 @@ class DynamicValidation(keras.callbacks.Callback):
         self,
         calibration_data,
         validation_data,
-        rule="max_probability",
+        rule=None,
         budget=None,
         max_accuracy_drop=None,
+        min_accuracy=None,
         batch_size=None,
         update_freq=1,
     ):
         super().__init__()
         self.calibration_data = _checked_data("calibration_data", calibration_data)
         self.validation_data = _checked_data("validation_data", validation_data)
-        self.rule, self.budget = rule, budget
+        if rule is not None:
+            rules.get(rule)  # an unknown name is an error here already
+        self.rule = rule
+        self.budget = budget
         self.max_accuracy_drop = max_accuracy_drop
+        self.min_accuracy = min_accuracy
         self.batch_size = batch_size
         self.update_freq = positive_integer("update_freq", update_freq)
 
@@ -78,19 +96,21 @@ class DynamicValidation(keras.callbacks.Callback):
                 "`DynamicValidation` needs a `DynamicModel`. Received: model "
                 f"'{self.model.name}' of type {type(self.model)}."
             )
+        rule, goals = rules.get(self._rule()), self._goals()
+        self.model.road.check_rule(rule)
+        if not self._is_selected() or set(goals.values()) != {None}:
+            check_goals(self.model, rule, goals)
 
     def on_epoch_end(self, epoch, logs=None):
         if (epoch + 1) % self.update_freq:
             return
-        self.model.calibrate(
-            *self.calibration_data,
-            rule=self.rule,
-            budget=self.budget,
-            max_accuracy_drop=self.max_accuracy_drop,
-            batch_size=self.batch_size,
-        )
+        if not self._is_selected():
+            self._calibrate()
         results = self.model.evaluate_dynamic(
-            *self.validation_data, batch_size=self.batch_size, verbose=0
+            *self.validation_data,
+            batch_size=self.batch_size,
+            verbose=0,
+            rule="selected" if self._is_selected() else None,
         )
         if logs is None:
             return
@@ -98,6 +118,35 @@ class DynamicValidation(keras.callbacks.Callback):
         logs["val_mean_cost"] = results.pop("mean_cost")
         logs.update({f"val_exit_{k}_rate": rate for k, rate in enumerate(rates)})
         logs.update({f"val_dynamic_{name}": value for name, value in results.items()})
+
+    def _calibrate(self):
+        data, size = self.calibration_data, self.batch_size
+        try:
+            self.model.calibrate(
+                *data, rule=self._rule(), **self._goals(), batch_size=size
+            )
+        except UnreachableGoal:
+            if self.min_accuracy is None:
+                raise
+            # The full network is what comes nearest; later epochs may do better.
+            closed = rules.get(self._rule()).with_threshold(None)
+            self.model.calibrate(*data, rule=closed, batch_size=size)
+
+    def _rule(self):
+        if self.rule is not None:
+            return self.rule
+        has_selector = self.model.road.plan is not None
+        return "selected" if has_selector else "max_probability"
+
+    def _is_selected(self):
+        return isinstance(rules.get(self._rule()), rules.Selected)
+
+    def _goals(self):
+        return {
+            "budget": self.budget,
+            "max_accuracy_drop": self.max_accuracy_drop,
+            "min_accuracy": self.min_accuracy,
+        }
 
 
 def _checked_data(name, data):

@@ -16,7 +16,7 @@ from keras_dynamic.models.per_exit import target_of_final
 from keras_dynamic.models.rows import rows_with_nan
 from keras_dynamic.ops.confidence import log_probabilities
 
-__all__ = ["calibrate"]
+__all__ = ["calibrate", "check_goals"]
 
 # The margin that a drop of accuracy must keep, against the optimism of having chosen.
 _STANDARD_ERRORS = 1.0
@@ -26,33 +26,47 @@ _ATTEMPTS = 8
 _PROBE_ROWS = 16
 
 
-def calibrate(model, x, y, rule, budget, max_accuracy_drop, batch_size, steps):
-    """See `DynamicModel.calibrate`."""
+def check_goals(model, rule, goals):
+    """Raises for a goal that a model under a rule can never be calibrated for.
+
+    Args:
+        model: a `DynamicModel`.
+        rule: an `ExitRule`.
+        goals: dict of `budget`, `max_accuracy_drop` and `min_accuracy`, None where not
+            given.
+
+    Returns:
+        (name, value) of the goal, or None without any.
+    """
+    given = {name: goal for name, goal in goals.items() if goal is not None}
+    received = ", ".join(f"{name}={goal}" for name, goal in given.items())
     if isinstance(rule, rules.Selected):
         raise ValueError(
             "`rule` must have thresholds to be calibrated; 'selected' has none: its "
             "goals are trained, by `cost_weight` and `prior_weight` of the selector. "
-            f"Received: rule={rule!r}."
+            f"Received: rule={rule!r}, {received or 'no goal'}."
         )
-    for name, goal in (("budget", budget), ("max_accuracy_drop", max_accuracy_drop)):
-        if goal is not None and (
-            isinstance(goal, bool) or not isinstance(goal, numbers.Real)
-        ):
+    for name, goal in given.items():
+        if isinstance(goal, bool) or not isinstance(goal, numbers.Real):
             raise TypeError(
                 f"`{name}` must be a number. Received: {name}={goal!r} of type "
                 f"{type(goal)}."
             )
-    if budget is not None and max_accuracy_drop is not None:
-        raise ValueError(
-            "Give `budget` or `max_accuracy_drop`, not both. Received: "
-            f"budget={budget}, max_accuracy_drop={max_accuracy_drop}."
-        )
-    if len(model.exit_names) == 1 and (budget, max_accuracy_drop) != (None, None):
+    if len(given) > 1:
+        names = " or ".join(f"`{name}`" for name in given)
+        raise ValueError(f"Give {names}, not both. Received: {received}.")
+    if given and len(model.exit_names) == 1:
         raise ValueError(
             "A goal needs an early exit to choose a threshold for; gates are trained, "
             "by `target_rate` and `cost_weight`. Received: a model with one output, "
-            f"budget={budget}, max_accuracy_drop={max_accuracy_drop}."
+            f"{received}."
         )
+    return next(iter(given.items()), None)
+
+
+def calibrate(model, x, y, rule, goals, batch_size, steps):
+    """See `DynamicModel.calibrate`; `goals` are those of `check_goals`."""
+    goal = check_goals(model, rule, goals)
     kinds = model.road.kinds
     outputs, labels, costs = _dense_answers(model, x, y, batch_size, steps)
     _check_probabilities(outputs, kinds, model.exit_names)
@@ -65,12 +79,7 @@ def calibrate(model, x, y, rule, budget, max_accuracy_drop, batch_size, steps):
     scores = _scores(rule, outputs, kinds, temperatures)
 
     num_early = len(outputs) - 1
-    if budget is None and max_accuracy_drop is None:
-        goal = None
-    else:
-        goal = ("budget", budget)
-        if budget is None:
-            goal = ("max_accuracy_drop", max_accuracy_drop)
+    if goal is not None:
         rule = _with_chosen_thresholds(rule, scores, logs, labels, costs, goal)
     thresholds = rule.thresholds(num_early)
     exit_index = _exits_under(rule, scores, len(labels))

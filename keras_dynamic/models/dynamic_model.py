@@ -311,6 +311,7 @@ class DynamicModel(keras.Model):
         rule="max_probability",
         budget=None,
         max_accuracy_drop=None,
+        min_accuracy=None,
         batch_size=None,
         steps=None,
     ):
@@ -327,8 +328,9 @@ class DynamicModel(keras.Model):
                 accuracy the dynamic one may lie: the cheapest thresholds are chosen
                 whose drop on this data, plus one standard error of it, is within.
                 On other data it may still be exceeded: the fewer samples, the more.
-                Give this or `budget`; with neither, the rule keeps the thresholds
-                that it has.
+            min_accuracy: float in [0, 1], the least accuracy on this data: as for a
+                drop to it from the final exit's, with the same margin. Give one of
+                the three; with none, the rule keeps the thresholds that it has.
             batch_size, steps: int or `None`, as in `predict`.
 
         Returns:
@@ -336,9 +338,9 @@ class DynamicModel(keras.Model):
 
         Raises:
             RuntimeError: before `compile`.
-            ValueError: for no samples, labels outside the classes, both goals at
-                once, a goal that cannot be reached (it says what can), or a model
-                whose answer for one sample depends on its batch-mates.
+            ValueError: for no samples, labels outside the classes, two goals at
+                once, a goal that cannot be reached (a `kd.calibration.UnreachableGoal`
+                says what can), or a model whose answer depends on batch-mates.
 
         Reference:
             Guo, Pleiss, Sun and Weinberger, "On Calibration of Modern Neural
@@ -349,9 +351,12 @@ class DynamicModel(keras.Model):
         wanted = rules.get(rule)
         if isinstance(rule, str) and type(wanted) is type(self._rule):
             wanted = self.exit_rule  # the name alone changes no threshold
-        return calibrating.calibrate(
-            self, x, y, wanted, budget, max_accuracy_drop, batch_size, steps
+        goals = dict(
+            budget=budget,
+            max_accuracy_drop=max_accuracy_drop,
+            min_accuracy=min_accuracy,
         )
+        return calibrating.calibrate(self, x, y, wanted, goals, batch_size, steps)
 
     def compute_costs(self, input_shape=None):
         """FLOPs of segments, exits and heads for one sample under the rule in force.

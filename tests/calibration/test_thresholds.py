@@ -2,6 +2,7 @@ import dataclasses
 import fractions
 import itertools
 import math
+import pickle
 
 import numpy as np
 import pytest
@@ -492,6 +493,10 @@ def test_unreachable_budget_says_what_was_reachable():
         ({"max_accuracy_drop": -0.1}, r"lie in \[0, 1\).*max_accuracy_drop=-0.1"),
         ({"max_accuracy_drop": 1}, r"lie in \[0, 1\).*max_accuracy_drop=1"),
         ({"max_accuracy_drop": math.nan}, "Received: max_accuracy_drop=nan"),
+        ({"min_accuracy": 1.01}, r"`min_accuracy` must lie in \[0, 1\].*=1.01"),
+        ({"min_accuracy": -0.1}, "Received: min_accuracy=-0.1"),
+        ({"min_accuracy": math.nan}, "Received: min_accuracy=nan"),
+        ({"min_accuracy": 0.9, "budget": 0.5}, "Exactly one.*min_accuracy=0.9"),
     ],
 )
 def test_goal_errors(goals, message):
@@ -565,6 +570,110 @@ def test_a_margin_of_standard_errors_by_hand():
     assert chosen(0.3, 1) == (2,) and chosen(0.4, 1) == (1,)
     assert chosen(0.2, 1) == (2,) and chosen(0.1, 1) == (3,)
     assert chosen(0.1, 0) == (2,) and chosen(0.0, 1) == (3,)
+
+
+def test_a_least_accuracy_by_hand():
+    # As above: ten answers, all right at the end; column 1 keeps 8 of them, column 2
+    # keeps 9, column 3 all 10.
+    leaves = np.zeros((10, 4), dtype=bool)
+    leaves[[0, 1, 2], 1] = leaves[[1, 2], 2] = leaves[2, 3] = True
+    correct = np.ones((10, 2), dtype=bool)
+    correct[[0, 1], 0] = False
+
+    def chosen(least, standard_errors=0):
+        return calibration.choose_thresholds(
+            [leaves],
+            correct,
+            [0.5, 1.0],
+            min_accuracy=least,
+            standard_errors=standard_errors,
+        ).columns
+
+    # 0.8 of 10 are 8 right answers; 0.81 needs 9, and 0.91 all 10.
+    assert chosen(0) == chosen(0.8) == (1,)
+    assert chosen(0.81) == chosen(0.9) == (2,)
+    assert chosen(0.91) == chosen(1) == (3,)
+    # Two lost and 1.26 of them the standard error: 6 is what is kept for sure.
+    assert chosen(0.6, 1) == (1,) and chosen(0.7, 1) == (2,)
+    assert chosen(0.8, 1) == (2,) and chosen(0.81, 1) == (3,)
+    # 7 of 100 is 0.07, though 0.07 * 100 is 7.000000000000001 in floats.
+    correct = np.zeros((100, 2), dtype=bool)
+    correct[:7, 0] = correct[:8, 1] = True
+    everyone = np.tile([False, True], (100, 1))
+    arguments = [everyone], correct, [0.5, 1.0]
+    choice = calibration.choose_thresholds(*arguments, min_accuracy=0.07)
+    assert choice.columns == (1,) and choice.accuracy == 0.07
+
+
+@pytest.mark.parametrize("num_samples", [1, 3, 7, 49])
+def test_an_accuracy_that_was_reached_is_met_again(num_samples):
+    everyone = np.tile([False, True], (num_samples, 1))
+    for right in range(num_samples + 1):
+        correct = np.ones((num_samples, 2), dtype=bool)
+        correct[right:, 0] = False
+        choice = calibration.choose_thresholds(
+            [everyone], correct, [0.5, 1.0], min_accuracy=right / num_samples
+        )
+        assert choice.columns == (1,) and choice.accuracy == right / num_samples
+
+
+def test_a_least_accuracy_that_only_early_exits_have():
+    # Of 100 samples the exit is right for all, the final exit for 60 only.
+    correct = np.ones((100, 2), dtype=bool)
+    correct[:40, 1] = False
+    arguments = [np.tile([False, True], (100, 1))], correct, [0.5, 1.0]
+    # 40 gained, with a standard error of sqrt(40 - 1600 / 100) = 4.9: 95.1.
+    choose = calibration.choose_thresholds
+    for standard_errors, most in ((0, 1.0), (1, 0.95)):
+        choice = choose(*arguments, min_accuracy=most, standard_errors=standard_errors)
+        assert choice.columns == (1,)
+    with pytest.raises(calibration.UnreachableGoal) as error:
+        choose(*arguments, min_accuracy=0.96, standard_errors=1)
+    assert error.value.reachable == 0.95
+    assert str(error.value) == (
+        "`min_accuracy` cannot be reached. Received: min_accuracy=0.96. The highest "
+        "accuracy reachable on the data given is 0.95; the full network's is 0.6."
+    )
+
+
+@pytest.mark.parametrize("num_early", [1, 2])
+def test_a_least_accuracy_is_a_drop_from_the_final_exit(num_early):
+    for seed in range(3):
+        arguments = problem(seed, 200, num_early, limit=12)
+        right = int(arguments[1][:, -1].sum())
+        for standard_errors in (0, 1):
+            choice, other = (
+                calibration.choose_thresholds(
+                    *arguments, **goal, standard_errors=standard_errors
+                )
+                for goal in (
+                    {"min_accuracy": (right - 10) / 200},
+                    {"max_accuracy_drop": 0.05},
+                )
+            )
+            assert choice == other
+            assert check(choice, *arguments) >= right - 10
+        optimum = best_by_exhaustion(*arguments, drop=0.05)
+        free = calibration.choose_thresholds(
+            *arguments, min_accuracy=(right - 10) / 200
+        )
+        assert free.mean_cost == pytest.approx(optimum[1])
+
+
+def test_an_unreachable_goal_is_carried_to_other_processes():
+    correct = np.ones((4, 2), dtype=bool)
+    correct[0] = False
+    arguments = [np.tile([False, True], (4, 1))], correct, [0.5, 1.0]
+    for goal, reachable in (("budget", 0.5), ("min_accuracy", 0.75)):
+        wanted = {"budget": 0.4, "min_accuracy": 0.8}[goal]
+        with pytest.raises(ValueError) as caught:
+            calibration.choose_thresholds(*arguments, **{goal: wanted})
+        error = pickle.loads(pickle.dumps(caught.value))
+        assert type(error) is calibration.UnreachableGoal
+        assert (error.goal, error.wanted, error.reachable) == (goal, wanted, reachable)
+        assert str(error) == str(caught.value) and f"{goal}={wanted}" in str(error)
+        # What was reachable is.
+        calibration.choose_thresholds(*arguments, **{goal: reachable})
 
 
 def test_a_goal_of_nothing_lost_finds_the_exits_that_change_nothing():

@@ -4,9 +4,11 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from keras import layers
 
 import keras_dynamic as kd
 from tests.models.small_models import dense_data, dense_model
+from tests.models.small_selected import chosen, selected_model
 
 TRAIN, CALIBRATION, VALIDATION = (dense_data(80, seed=seed) for seed in range(3))
 
@@ -16,7 +18,9 @@ def fit(model, *callbacks, **arguments):
     return model.fit(*TRAIN, callbacks=list(callbacks), **arguments).history
 
 
-@pytest.mark.parametrize("goal", [{"max_accuracy_drop": 0.1}, {"budget": 0.8}])
+@pytest.mark.parametrize(
+    "goal", [{"max_accuracy_drop": 0.1}, {"budget": 0.8}, {"min_accuracy": 0.2}]
+)
 def test_logs_are_what_a_user_would_compute(goal):
     model = dense_model()
     history = fit(
@@ -33,6 +37,83 @@ def test_logs_are_what_a_user_would_compute(goal):
     thresholds = model.exit_rule.threshold
     model.calibrate(*CALIBRATION, **goal)
     np.testing.assert_allclose(model.exit_rule.threshold, thresholds, rtol=1e-6)
+
+
+@pytest.mark.parametrize("layerwise", [False, True])
+def test_a_selector_decides_by_itself(layerwise):
+    model = selected_model(layerwise)
+    thresholds = model.exit_thresholds.numpy()
+    callback = kd.callbacks.DynamicValidation(CALIBRATION, VALIDATION)
+    history = fit(model, callback, epochs=2)
+    assert isinstance(model.exit_rule, kd.rules.Selected)
+    np.testing.assert_array_equal(model.exit_thresholds, thresholds)
+    np.testing.assert_array_equal(model.calibration_temperatures, [1, 1, 1])
+    x, y = VALIDATION
+    exits = chosen(model, x)
+    answers = np.stack(model.predict(x, verbose=0)[:3], axis=1)[range(len(x)), exits]
+    right = np.mean(answers.argmax(1) == y)
+    assert history["val_dynamic_accuracy"][-1] == pytest.approx(right)
+    rates = [history[f"val_exit_{k}_rate"][-1] for k in range(3)]
+    np.testing.assert_allclose(rates, np.bincount(exits, minlength=3) / len(x))
+    cost = np.mean(np.asarray(model.exit_costs)[exits])
+    reference = model.compute_costs().reference
+    assert history["val_mean_cost"][-1] == pytest.approx(cost / reference)
+
+
+def test_the_rule_of_a_model_with_a_selector_may_be_another():
+    # Scored under `Selected` where that is asked for, and the rule is left as it is.
+    model = selected_model()
+    model.exit_rule = kd.rules.Entropy(0.25)
+    fit(model, kd.callbacks.DynamicValidation(CALIBRATION, VALIDATION), epochs=1)
+    assert repr(model.exit_rule) == "Entropy(threshold=0.25)"
+    history = fit(
+        model,
+        kd.callbacks.DynamicValidation(CALIBRATION, VALIDATION, "margin", budget=0.8),
+        epochs=1,
+    )
+    assert isinstance(model.exit_rule, kd.rules.Margin)
+    expected = model.evaluate_dynamic(*VALIDATION, verbose=0)
+    assert history["val_mean_cost"] == [pytest.approx(expected["mean_cost"])]
+
+
+def gated_model():
+    inputs = keras.Input((6,))
+    gate = kd.SkipGate(layers.Dense(6), gate=layers.Dense(1), name="gate")
+    model = kd.DynamicModel(inputs, [layers.Dense(4, "softmax")(gate(inputs))])
+    model.compile("sgd", "sparse_categorical_crossentropy", metrics=["accuracy"])
+    return model
+
+
+def test_gates_alone_are_calibrated_without_a_goal():
+    model = gated_model()
+    history = fit(model, kd.callbacks.DynamicValidation(CALIBRATION, VALIDATION))
+    expected = model.evaluate_dynamic(*VALIDATION, verbose=0)
+    assert history["val_mean_cost"][-1] == pytest.approx(expected["mean_cost"])
+    assert history["val_mean_cost"][-1] < 1
+    assert history["val_dynamic_accuracy"][-1] == pytest.approx(expected["accuracy"])
+    assert history["val_exit_0_rate"] == [1.0] * 3
+    assert float(model.calibration_temperatures[0]) != 1
+    with pytest.raises(ValueError, match="one output, budget=0.5"):
+        fit(gated_model(), kd.callbacks.DynamicValidation(TRAIN, TRAIN, budget=0.5))
+
+
+def test_a_least_accuracy_that_comes_with_training():
+    # The first epoch, at a rate of 0, leaves the network as it was made.
+    rates = [0.0, 0.5, 0.5, 0.5]
+    model = dense_model()
+    schedule = keras.callbacks.LearningRateScheduler(lambda epoch: rates[epoch])
+    validation = kd.callbacks.DynamicValidation(
+        CALIBRATION, VALIDATION, min_accuracy=0.6
+    )
+    history = fit(model, schedule, validation, epochs=4, batch_size=8)
+    # Closed at first: all leave last, having asked every head.
+    assert history["val_exit_2_rate"][0] == 1.0 and history["val_mean_cost"][0] > 1
+    assert history["val_exit_2_rate"][-1] < 1.0 and history["val_mean_cost"][-1] < 1
+    report = model.calibrate(*CALIBRATION, min_accuracy=0.6)
+    assert report.dynamic_accuracy >= 0.6
+    assert history["val_mean_cost"][-1] == pytest.approx(
+        model.evaluate_dynamic(*VALIDATION, verbose=0)["mean_cost"]
+    )
 
 
 def test_takes_datasets():
@@ -99,5 +180,29 @@ def test_bad_input():
     plain.compile("sgd", "sparse_categorical_crossentropy")
     with pytest.raises(TypeError, match="`DynamicValidation` needs.*Sequential"):
         fit(plain, validation(CALIBRATION, VALIDATION))
-    with pytest.raises(ValueError, match="budget"):
+    with pytest.raises(kd.calibration.UnreachableGoal, match="budget=1e-06"):
         fit(dense_model(), validation(CALIBRATION, VALIDATION, budget=1e-6))
+    with pytest.raises(ValueError, match="`rule` must be one of.*'loudest'"):
+        validation(CALIBRATION, VALIDATION, rule="loudest")
+
+
+class NoStep(keras.callbacks.Callback):
+    def on_train_batch_begin(self, batch, logs=None):
+        raise AssertionError("a step was made")
+
+
+@pytest.mark.parametrize(
+    ("make", "arguments", "error", "message"),
+    [
+        (dense_model, {"budget": 1, "min_accuracy": 1}, ValueError, "not both"),
+        (dense_model, {"min_accuracy": "1"}, TypeError, "must be a number.*'1'"),
+        (dense_model, {"rule": "selected"}, ValueError, "needs a model with a sel"),
+        (selected_model, {"budget": 0.5}, ValueError, "has none.*budget=0.5"),
+    ],
+)
+def test_what_can_never_be_is_said_before_the_first_step(
+    make, arguments, error, message
+):
+    validation = kd.callbacks.DynamicValidation(CALIBRATION, VALIDATION, **arguments)
+    with pytest.raises(error, match=message):
+        fit(make(), validation, NoStep())

@@ -77,6 +77,35 @@ def test_a_tighter_goal_costs_more_or_answers_worse(trained):
     assert accuracies == sorted(accuracies)
 
 
+@pytest.mark.parametrize("rule", RULES)
+def test_a_least_accuracy_is_kept(trained, rule):
+    model, x, y = trained
+    final = np.mean(model.predict(x, verbose=0)[2].argmax(1) == y)
+    report = model.calibrate(x, y, rule=rule, min_accuracy=0.8)
+    right = model.predict_dynamic(x, verbose=0).outputs.argmax(1) == y
+    assert 0.8 <= report.dynamic_accuracy == pytest.approx(right.mean())
+    assert report.mean_cost < 1
+    assert report.goal == ("min_accuracy", 0.8)
+    assert f"rule {report.rule}, min_accuracy = 0.8." in str(report)
+    thresholds = repr(model.exit_rule)
+    # A drop to the same accuracy is the same goal: 600 samples, 480 right ones.
+    drop = (round(final * 600) - 480) / 600
+    same = model.calibrate(x, y, rule=rule, max_accuracy_drop=drop)
+    assert repr(model.exit_rule) == thresholds and same.mean_cost == report.mean_cost
+
+
+def test_a_least_accuracy_above_the_full_networks_says_so(trained):
+    model, x, y = trained
+    final = np.mean(model.predict(x, verbose=0)[2].argmax(1) == y)
+    before = repr(model.exit_rule)
+    with pytest.raises(kd.calibration.UnreachableGoal, match="min_accuracy=1") as error:
+        model.calibrate(x, y, min_accuracy=1)
+    assert f"the full network's is {final:.4g}" in str(error.value)
+    assert error.value.goal == "min_accuracy" and final <= error.value.reachable < 1
+    assert repr(model.exit_rule) == before
+    model.calibrate(x, y, min_accuracy=error.value.reachable)
+
+
 def test_temperatures_make_probabilities_honest(trained):
     model, x, y = trained
     report = model.calibrate(x, y)
@@ -166,6 +195,10 @@ def test_errors(trained):
         model.calibrate(tf.data.Dataset.from_tensor_slices(data).batch(8))
     with pytest.raises(ValueError, match="not both.*budget=0.5, max_accuracy_drop=0.1"):
         model.calibrate(x, y, budget=0.5, max_accuracy_drop=0.1)
+    with pytest.raises(ValueError, match="`budget` or `min_accuracy`.*accuracy=0.9"):
+        model.calibrate(x, y, budget=0.5, min_accuracy=0.9)
+    with pytest.raises(ValueError, match=r"`min_accuracy` must lie in \[0, 1\].*=1.5"):
+        model.calibrate(x, y, min_accuracy=1.5)
     with pytest.raises(ValueError, match="`rule` must be one of.*'loudest'"):
         model.calibrate(x, y, rule="loudest")
     with pytest.raises(ValueError, match=r"`max_accuracy_drop` must lie in \[0, 1\)"):
@@ -180,6 +213,8 @@ def test_errors_of_type(trained):
         model.calibrate(x, y, budget="0.5")
     with pytest.raises(TypeError, match=r"`max_accuracy_drop` .* Received: .*\[0.5\]"):
         model.calibrate(x, y, max_accuracy_drop=[0.5])
+    with pytest.raises(TypeError, match="`min_accuracy` must be a number.*'high'"):
+        model.calibrate(x, y, min_accuracy="high")
     with pytest.raises(TypeError, match="`budget` must be a number.*True"):
         model.calibrate(x, y, budget=True)
     with pytest.raises(TypeError, match="`y` must be an array of labels.*'list'"):
@@ -224,8 +259,10 @@ def test_a_budget_out_of_reach_says_what_is_reachable_and_changes_nothing(traine
     model.exit_rule = kd.rules.MaxProbability(0.7)
     temperatures = model.calibration_temperatures.numpy()
     least = model.compute_costs().shares()[0]
-    with pytest.raises(ValueError, match=f"budget=0.01.*{least:.4g}"):
+    unreachable = kd.calibration.UnreachableGoal
+    with pytest.raises(unreachable, match=f"budget=0.01.*{least:.4g}") as error:
         model.calibrate(x, y, rule="entropy", budget=0.01)
+    assert error.value.reachable == pytest.approx(least)
     assert repr(model.exit_rule) == "MaxProbability(threshold=0.7)"
     np.testing.assert_array_equal(model.calibration_temperatures, temperatures)
 
