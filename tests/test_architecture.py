@@ -2,7 +2,8 @@
 
 Floors: a file imports from lower floors only.
 
-    4  callbacks   tuning   plots
+    5  tuning
+    4  callbacks   plots
     3  models
     2  layers      calibration
     1  ops
@@ -33,7 +34,7 @@ FLOORS = {
     "calibration": 2,
     "models": 3,
     "callbacks": 4,
-    "tuning": 4,
+    "tuning": 5,
     "plots": 4,
 }
 

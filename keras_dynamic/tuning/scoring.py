@@ -21,7 +21,7 @@ class Scoring(DynamicValidation):
     """
 
     def __init__(self, objective, *data, **arguments):
-        super().__init__(*data, **arguments)
+        super().__init__(*data, **arguments, **objective.goal)
         self.objective = objective
 
     def on_epoch_end(self, epoch, logs=None):
@@ -29,15 +29,23 @@ class Scoring(DynamicValidation):
         super().on_epoch_end(epoch, logs)
         logs[self.objective.name] = self.objective.score_of(logs)
 
-    def calibrate(self, **goal):
-        if len(self.model.exit_names) == 1:
-            goal = {}  # gates only: there is no threshold to choose
-        else:
-            goal = self.objective.goal
+    def _goals(self):
+        goals = super()._goals()
+        if self._is_selected() or len(self.model.exit_names) == 1:
+            # No thresholds to choose: what a selector or gates cost is trained.
+            return dict.fromkeys(goals)
+        return goals
+
+    def _calibrate(self):
         try:
-            super().calibrate(**goal)
+            super()._calibrate()
         except UnreachableGoal as error:
-            super().calibrate(**{name: error.reachable for name in goal})
+            self.model.calibrate(
+                *self.calibration_data,
+                rule=self._rule(),
+                batch_size=self.batch_size,
+                **{error.goal: error.reachable},
+            )
 
 
 class ObjectiveCheck(keras.callbacks.Callback):
