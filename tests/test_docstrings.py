@@ -2,7 +2,8 @@
 
 Examples are ```python blocks under `Example:` (or `Examples:`), as in Keras' own
 docstrings. The blocks of one docstring run in order, in one namespace of their own that
-has `keras`, `np` (NumPy) and `kd` (keras_dynamic).
+has `keras`, `np` (NumPy) and `kd` (keras_dynamic); those of `kd.tuning` have
+`keras_tuner` too.
 """
 
 import inspect
@@ -10,6 +11,7 @@ import re
 import textwrap
 
 import keras
+import keras_tuner
 import numpy as np
 import pytest
 from matplotlib import pyplot
@@ -17,7 +19,7 @@ from matplotlib import pyplot
 import keras_dynamic as kd
 
 # Public by their own name: `kd.rules.Entropy`.
-SUBMODULES = ("rules", "calibration", "callbacks", "plots", "routers")
+SUBMODULES = ("rules", "calibration", "callbacks", "plots", "routers", "tuning")
 
 
 def public_names(module):
@@ -90,7 +92,10 @@ def test_public_object_has_an_example(name):
 def test_example_runs(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # where an example saves its model
     code = compile(EXAMPLES[name], f"<example of {name}>", "exec")
-    exec(code, {"keras": keras, "np": np, "kd": kd, "__name__": "__example__"})
+    names = {"keras": keras, "np": np, "kd": kd, "__name__": "__example__"}
+    if name.startswith("keras_dynamic.tuning."):
+        names["keras_tuner"] = keras_tuner
+    exec(code, names)
     pyplot.close("all")
 
 

@@ -10,7 +10,7 @@ from keras_tuner.errors import FatalTypeError, FatalValueError
 
 from keras_dynamic.models.dynamic_model import DynamicModel
 from keras_dynamic.tuning.directory import check, claim, signature_of
-from keras_dynamic.tuning.hyperparameters import is_ours
+from keras_dynamic.tuning.hyperparameters import KINDS
 from keras_dynamic.tuning.objectives import DynamicObjective
 from keras_dynamic.tuning.scoring import ObjectiveCheck, Scoring
 
@@ -81,7 +81,7 @@ class DynamicHyperModel(keras_tuner.HyperModel):
         validation_data=(x[30:60], y[30:60]),
         objective=kd.tuning.AccuracyUnderBudget(0.9),
     )
-    tuner = hypermodel.tuner("random", max_trials=2, directory=directory)
+    tuner = hypermodel.tuner("random", max_trials=2, directory="search")
     tuner.search(x[60:], y[60:], epochs=1, verbose=0)
     print(kd.tuning.pareto(tuner))
     ```
@@ -174,12 +174,6 @@ class DynamicHyperModel(keras_tuner.HyperModel):
         Raises:
             ValueError: for an unknown name, a directory that holds another search, or
                 one that cannot be made.
-
-        Example:
-
-        ```python
-        tuner = hypermodel.tuner("bayesian", max_trials=20, directory="search")
-        ```
         """
         if isinstance(tuner, str):
             if tuner not in _TUNERS:
@@ -218,7 +212,7 @@ class DynamicHyperModel(keras_tuner.HyperModel):
             random.setstate(state)
             self._signature = signature_of(self.objective, hp.space)
             names = [entry.name for entry in hp.space]
-            if not any(is_ours(name) for name in names):
+            if not any(name.endswith(KINDS) for name in names):
                 warnings.warn(
                     "The search space has no lambda, temperature or other weight of "
                     f"`kd.tuning`, only {names}: all trials train their exits alike.",

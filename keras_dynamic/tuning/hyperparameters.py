@@ -14,20 +14,21 @@ from keras_tuner.errors import FatalValueError
 from keras_dynamic._compat import scoped_name
 
 __all__ = [
+    "KINDS",
     "balance_weight",
     "cost_weight",
     "entropy_weight",
-    "is_ours",
     "loss_weight",
     "prior_weight",
     "rate_weight",
     "register",
+    "split_name",
     "target_rate",
     "temperature",
     "z_weight",
 ]
 
-_KINDS = (
+KINDS = (
     "balance_weight",
     "cost_weight",
     "entropy_weight",
@@ -277,9 +278,12 @@ def z_weight(hp, layer, min_value=1e-5, max_value=0.1, default=0.001):
     return _on_log_scale(hp, layer, "z_weight", min_value, max_value, default)
 
 
-def is_ours(name):
-    """Whether a hyperparameter's name is one that these functions give."""
-    return name.rpartition("/")[2].endswith(_KINDS)
+def split_name(name):
+    """(layer, kind) of a hyperparameter that these functions made, else ("", name)."""
+    for kind in KINDS:
+        if name.endswith(kind):
+            return name.removesuffix(kind).rstrip("_"), kind
+    return "", name
 
 
 def register(hp, name, min_value, max_value, default, sampling="log"):

@@ -11,6 +11,7 @@ from rich.table import Table
 from keras_dynamic.calibration import pareto_front
 from keras_dynamic.tuning.directory import check
 from keras_dynamic.tuning.hyper_model import DynamicHyperModel
+from keras_dynamic.tuning.hyperparameters import split_name
 
 __all__ = ["Pareto", "pareto"]
 
@@ -60,9 +61,15 @@ class Pareto:
 
     def __str__(self):
         names = sorted({name for each in self.hyperparameters for name in each})
-        table = Table(title=f"{len(self.trials)} finished trials (* on the front)")
-        for name in ("Trial", "Cost", "Accuracy", self.objective, *names):
+        table = Table(
+            title=f"{len(self.trials)} finished trials, {self.objective} (* on the "
+            "front)"
+        )
+        for name in ("Trial", "Cost", "Accuracy", "Objective"):
             table.add_column(name, justify="right")
+        for name in names:
+            # One line for the layer, one for what is searched of it.
+            table.add_column(_in_two_lines(name), justify="right")
         for index, trial in enumerate(self.trials):
             star = "*" if self.on_front[index] else ""
             values = self.hyperparameters[index]
@@ -74,7 +81,7 @@ class Pareto:
                 *(_shown(values.get(name)) for name in names),
             )
         text = io.StringIO()
-        width = 50 + sum(len(name) + 4 for name in names)
+        width = 50 + sum(len(name) + 4 for name in names)  # nothing is cut off
         Console(file=text, width=max(80, width), color_system=None).print(table)
         rest = f"\n{self.unfinished} more failed or still run" * bool(self.unfinished)
         return text.getvalue().rstrip() + rest
@@ -127,6 +134,21 @@ def pareto(tuner):
     Example:
 
     ```python
+    def build(hp):
+        inputs = keras.Input((4,))
+        weight = kd.tuning.loss_weight(hp, "exit_1")
+        early = kd.EarlyExit(2, loss_weight=weight, name="exit_1")(inputs)
+        final = keras.layers.Dense(2, "softmax")(keras.layers.Dense(8)(inputs))
+        model = kd.DynamicModel(inputs, [early, final])
+        model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
+        return model
+
+
+    data = np.random.default_rng(0).normal(size=(30, 4)), np.arange(30) % 2
+    objective = kd.tuning.AccuracyUnderBudget(0.9)
+    hypermodel = kd.tuning.DynamicHyperModel(build, data, data, objective)
+    tuner = hypermodel.tuner("random", max_trials=2, directory="search")
+    tuner.search(*data, verbose=0)
     record = kd.tuning.pareto(tuner)
     print(record)
     record.plot()
@@ -171,6 +193,11 @@ def pareto(tuner):
         objective=hypermodel.objective.name,
         unfinished=len(trials) - len(finished),
     )
+
+
+def _in_two_lines(name):
+    layer, kind = split_name(name)
+    return f"{layer}\n{kind}" if layer else kind
 
 
 def _shown(value):
