@@ -1,10 +1,21 @@
-"""What the drawings have in common: axes, ticks and colors."""
+"""What the plots have in common: axes, ticks, colors and checks."""
 
 import numpy as np
 from matplotlib import pyplot
 from matplotlib.ticker import PercentFormatter
 
-__all__ = ["COLORS", "axes_or_new", "color_of", "draw_front", "style_of", "ticks"]
+from keras_dynamic.models.dynamic_model import DynamicModel
+
+__all__ = [
+    "COLORS",
+    "axes_in_row",
+    "axes_or_new",
+    "check_model",
+    "color_of",
+    "draw_front",
+    "style_of",
+    "ticks",
+]
 
 # Okabe and Ito's colors without black, legible to the color-blind.
 COLORS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7")
@@ -13,6 +24,26 @@ COLORS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC
 def axes_or_new(ax, **arguments):
     """`ax`, or the axes of a new figure, made with the arguments of `subplots`."""
     return pyplot.subplots(layout="constrained", **arguments)[1] if ax is None else ax
+
+
+def axes_in_row(axes, count, width, height, **arguments):
+    """(count,) `Axes`: those given, or new ones in a row, `width` inches each."""
+    if axes is None:
+        size = (width * count, height)
+        arguments = {"squeeze": False, "layout": "constrained", **arguments}
+        axes = pyplot.subplots(1, count, figsize=size, **arguments)[1]
+    axes = np.ravel(axes)
+    if len(axes) != count:
+        raise ValueError(f"`axes` must be {count} `Axes`. Received: {len(axes)}.")
+    return axes
+
+
+def check_model(model):
+    if not isinstance(model, DynamicModel):
+        raise TypeError(
+            f"`model` must be a `kd.DynamicModel`. Received: {model!r} of type "
+            f"{type(model)}."
+        )
 
 
 def ticks(number):
