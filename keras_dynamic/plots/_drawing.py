@@ -31,7 +31,9 @@ def axes_in_row(axes, count, width, height, **arguments):
     if axes is None:
         size = (width * count, height)
         arguments = {"squeeze": False, "layout": "constrained", **arguments}
-        axes = pyplot.subplots(1, count, figsize=size, **arguments)[1]
+        figure, axes = pyplot.subplots(1, count, figsize=size, **arguments)
+        # Else the last tick of one and the first of the next run together.
+        figure.get_layout_engine().set(wspace=0.06)
     axes = np.ravel(axes)
     if len(axes) != count:
         raise ValueError(f"`axes` must be {count} `Axes`. Received: {len(axes)}.")
@@ -74,7 +76,8 @@ def draw_front(ax, costs, accuracies, on_front, label):
         label: what the points are, in the plural.
     """
     others = ~on_front
-    ax.scatter(costs[others], accuracies[others], s=18, color="0.6", label=label)
+    if others.any():
+        ax.scatter(costs[others], accuracies[others], s=18, color="0.6", label=label)
     order = np.argsort(costs[on_front], kind="stable")
     ax.plot(
         costs[on_front][order],
@@ -82,7 +85,7 @@ def draw_front(ax, costs, accuracies, on_front, label):
         color=color_of(4),
         marker="o",
         drawstyle="steps-post",
-        label="front",
+        label="front" if on_front.any() else None,
     )
     ax.set(xlabel="mean cost (1 = plain network)", ylabel="accuracy")
     ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))

@@ -57,7 +57,7 @@ class ConfidenceHistograms:
     rule: str
 
     def plot(self, axes=None):
-        """Draws for each exit the right answers, the wrong ones on top of them.
+        """Draws for each exit the wrong answers, and the right ones on top of them.
 
         Args:
             axes: array of matplotlib `Axes`, one an exit, or `None` for new ones in
@@ -82,14 +82,20 @@ class ConfidenceHistograms:
             return
         where = {"x": self.edges[:-1], "width": np.diff(self.edges), "align": "edge"}
         style = {"edgecolor": "white", "linewidth": 0.4}
-        ax.bar(**where, height=right, color=color_of(1), label="right", **style)
+        ax.bar(
+            **where,
+            height=right,
+            bottom=wrong,
+            color=color_of(1),
+            label=f"right ({right.sum():,})",
+            **style,
+        )
         ax.bar(
             **where,
             height=wrong,
-            bottom=right,
             color=color_of(5),
             hatch="////",
-            label="wrong",
+            label=f"wrong ({wrong.sum():,})",
             **style,
         )
         if index < len(self.thresholds):

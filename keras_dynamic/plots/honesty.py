@@ -76,6 +76,7 @@ class Reliability:
             The array of `Axes`.
         """
         axes = axes_in_row(axes, len(self.exit_names), 3.2, 3.4, sharey=True)
+        low = self._lowest()
         for ax, before, after, temperature, name in zip(
             axes,
             self.before,
@@ -91,15 +92,25 @@ class Reliability:
                 label = f"T = {temperature:.2f}"
                 style = {"marker": "o", "color": color_of(4)}
                 _draw_bins(ax, after, label, linestyle="-", **style)
-                ax.legend(loc="upper left", fontsize="small")
+                ax.legend(loc="best", fontsize="small")
                 title = f"{name}\n{_sizes(before.counts)}"
             else:
                 ax.text(0.5, 0.5, "no samples", ha="center", transform=ax.transAxes)
-            ax.set(xlim=(0, 1), ylim=(-0.02, 1.02), title=title, xlabel="confidence")
+            ax.set(xlim=(low, 1.01), ylim=(low, 1.01), title=title, xlabel="confidence")
             ax.xaxis.set_major_formatter(PercentFormatter(1))
             ax.yaxis.set_major_formatter(PercentFormatter(1))
         axes[0].set_ylabel("accuracy")
         return axes
+
+    def _lowest(self):
+        """Where all axes begin: below all points, at a whole tenth."""
+        points = [
+            part
+            for bins in (*self.before, *self.after)
+            for part in (bins.confidence, bins.accuracy)
+        ]
+        low = np.concatenate(points).min(initial=1.0)
+        return max(0, np.floor(10 * low - 0.5)) / 10 - 0.01
 
 
 def reliability(model, x, y=None, num_bins=15, reached_only=False, batch_size=None):

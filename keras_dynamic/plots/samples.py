@@ -67,8 +67,8 @@ class SamplesByExit:
                 rows,
                 columns,
                 squeeze=False,
-                figsize=(1.1 * columns + 1.0, 1.35 * rows + 0.3),
-                layout="constrained",
+                figsize=(max(1.1 * columns + 1.0, 4.5), 1.35 * rows + 0.3),
+                layout="compressed",
             )
         axes = np.asarray(axes)
         if axes.ndim != 2 or axes.shape[0] != rows or axes.shape[1] < columns:
@@ -78,7 +78,9 @@ class SamplesByExit:
             )
         for index in range(rows):
             self._plot_row(axes[index], index)
-        axes[0, 0].set_title("From sure to unsure at each exit", loc="left")
+        # In the middle: to the left, the first column would be as wide as half of it.
+        middle = axes[0, (columns - 1) // 2]
+        middle.set_title("Answers and scores, from sure to unsure")
         return axes
 
     def _plot_row(self, axes, index):
@@ -98,7 +100,7 @@ class SamplesByExit:
             )
         ):
             ax, wrong = axes[column], self.wrong and self.wrong[index][column]
-            ax.imshow(image, cmap="gray_r" if image.ndim == 2 else None)
+            ax.imshow(image, cmap="gray" if image.ndim == 2 else None)
             label = f"{answer} ✗" if wrong else f"{answer}"
             color = color_of(5) if wrong else "black"
             ax.set_xlabel(f"{label}\n{confidence:.2f}", fontsize="small", color=color)

@@ -10,6 +10,7 @@ from keras_dynamic._compat import BatchIterator
 from keras_dynamic.layers._selector import soft_weights
 from keras_dynamic.models import rules
 from keras_dynamic.models.inference import first_size
+from keras_dynamic.models.rows import rows_with_nan
 from keras_dynamic.plots._drawing import axes_in_row, check_model, color_of
 
 __all__ = ["ExitSelection", "exit_selection"]
@@ -87,8 +88,8 @@ class ExitSelection:
             edgecolor="black",
             label="exit chosen",
         )
-        ax.legend(loc="upper left", bbox_to_anchor=(0, -0.14), fontsize="small")
-        ax.set(ylabel="sample", title="Weights of some samples")
+        _legend_below(ax)
+        ax.set(ylabel="sample, cheap to dear", title="Weights of some samples")
 
     def _plot_classes(self, ax):
         labels = np.unique(self.labels)
@@ -118,7 +119,7 @@ class ExitSelection:
             ax.bar(exits + offset, values, 0.4, label=label, **style)
         ax.set(ylim=(0, 1), title=f"All {len(self.exit_index):,} samples")
         ax.yaxis.set_major_formatter(PercentFormatter(1))
-        ax.legend(fontsize="small")
+        _legend_below(ax)
 
 
 def exit_selection(model, x, y=None, class_names=None, batch_size=None):
@@ -139,8 +140,8 @@ def exit_selection(model, x, y=None, class_names=None, batch_size=None):
 
     Raises:
         TypeError: if `model` is no `DynamicModel`.
-        ValueError: if it has no selector, there are no samples, or `y` or
-            `class_names` do not fit.
+        ValueError: if it has no selector, there are no samples or a NaN among them, or
+            `y` or `class_names` do not fit.
 
     Example:
 
@@ -157,23 +158,29 @@ def exit_selection(model, x, y=None, class_names=None, batch_size=None):
     check_model(model)
     rule = rules.Selected()
     model.road.check_rule(rule)
-    soft, hard, costs = [], [], None
+    soft, hard, broken, costs = [], [], [], None
     iterator = BatchIterator(x=x, batch_size=batch_size) if _has_rows(x) else []
     for _, _, batches in iterator:
         for batch in batches:
             x_batch = keras.utils.unpack_x_y_sample_weight(batch)[0]
-            if not first_size(x_batch):
+            if not (size := first_size(x_batch)):
                 continue
             costs = costs or model.road.costs_of_batch(x_batch, rule)
             weights = model(x_batch, training=False)[-1]
             soft.append(np.asarray(soft_weights(weights)))
             hard.append(np.asarray(weights))
+            broken.append(np.asarray(rows_with_nan(keras.tree.flatten(x_batch), size)))
     if not soft:
         raise ValueError("`x` must hold at least one sample. Received: none.")
     soft, hard = np.concatenate(soft), np.concatenate(hard)
-    # Where the weights are broken the walk goes on to the end.
-    broken = np.isnan(hard).any(axis=1)
-    exit_index = np.where(broken, hard.shape[1] - 1, hard.argmax(axis=1))
+    broken = np.concatenate(broken) | np.isnan(soft).any(axis=1)
+    if broken.any():
+        raise ValueError(
+            "`x` must hold no NaN and give finite weights. Received: "
+            f"{broken.sum()} of {len(broken)} samples that do not, the first at row "
+            f"{broken.argmax()}."
+        )
+    exit_index = hard.argmax(axis=1)
     if y is not None:
         y = np.asarray(y)
         if y.shape != exit_index.shape or y.dtype.kind not in "iu":
@@ -194,6 +201,10 @@ def exit_selection(model, x, y=None, class_names=None, batch_size=None):
         labels=y,
         class_names=class_names,
     )
+
+
+def _legend_below(ax):
+    ax.legend(loc="upper left", bbox_to_anchor=(0, -0.14), fontsize="small")
 
 
 def _has_rows(x):

@@ -23,7 +23,8 @@ class AccuracyCost:
     """Accuracy and mean cost of many thresholds, 1.0 being the plain network's cost.
 
     Attributes:
-        costs, accuracies: (n,), of the thresholds tried; empty where there are none.
+        costs, accuracies: (n,), of the thresholds tried, by rising cost; empty where
+            there are none.
         thresholds: list of n lists, one threshold or `None` (closed) an early exit.
         on_front: (n,) booleans, as `kd.calibration.pareto_front` says.
         operating_point: (cost, accuracy) of the rule as it stands.
@@ -73,9 +74,11 @@ class AccuracyCost:
         ax.scatter(
             self.exit_costs,
             self.exit_accuracies,
-            s=36,
+            s=80,
             marker="s",
-            color=color_of(5),
+            facecolor="none",
+            edgecolor=color_of(5),
+            linewidth=2,
             label="everyone at one exit",
             zorder=3,
         )
@@ -85,7 +88,7 @@ class AccuracyCost:
             ax.annotate(
                 name,
                 (cost, accuracy),
-                xytext=(6, -7),
+                xytext=(8, -8),
                 textcoords="offset points",
                 va="top",
                 fontsize="small",
@@ -171,12 +174,14 @@ def accuracy_cost(model, x, y=None, rule=None, num_settings=24, batch_size=None)
         now = exits_under(rule, scores[:-1], len(rows))
         if len(scores) > 1:
             settings = _settings(rule, scores[:-1], correct, costs, num_settings)
-    points = [outcome(taken) for _, taken in settings]
-    points = np.array(points).reshape(-1, 2)
+    found = sorted(
+        ((*outcome(taken), chosen) for taken, chosen in settings), key=lambda p: p[:2]
+    )
+    points = np.array([point[:2] for point in found]).reshape(-1, 2)
     return AccuracyCost(
         costs=points[:, 0],
         accuracies=points[:, 1],
-        thresholds=[thresholds for thresholds, _ in settings],
+        thresholds=[thresholds for _, _, thresholds in found],
         on_front=pareto_front(points[:, 0], points[:, 1]),
         operating_point=outcome(now),
         exit_costs=costs.mean(axis=0),
@@ -187,7 +192,7 @@ def accuracy_cost(model, x, y=None, rule=None, num_settings=24, batch_size=None)
 
 
 def _settings(rule, scores, correct, costs, number):
-    """List of (thresholds, exits taken) without duplicates."""
+    """List of (exits taken, thresholds), no two of which send all samples alike."""
     candidates, columns = candidate_columns(rule, scores)
     shares = costs.mean(axis=0)
 
@@ -207,10 +212,9 @@ def _settings(rule, scores, correct, costs, number):
     for budget in np.linspace(min(swept), max(swept), number):
         chosen = choose_thresholds(columns, correct, shares, budget=float(budget))
         choices[chosen.columns] = None
-    return [
-        (
-            [tried[column] for tried, column in zip(candidates, choice, strict=True)],
-            taken(choice),
-        )
-        for choice in choices
-    ]
+    settings = {}
+    for choice in choices:
+        exits = taken(choice)
+        thresholds = [t[column] for t, column in zip(candidates, choice, strict=True)]
+        settings[exits.tobytes()] = exits, thresholds
+    return list(settings.values())
