@@ -120,7 +120,8 @@ def confidence_histograms(
     Scores are those on which `predict_dynamic` decides, at the model's calibration
     temperatures. Bins have equal widths, the same at all exits: from 0 to 1 for
     `MaxProbability` and `Margin`, from 0 to log(classes) for `Entropy`, one for each
-    number for `Patience`, and what the scores span for other rules.
+    number for `Patience`; for a rule of one's own what its `minimum` and `maximum` say,
+    or what the scores span.
 
     Args:
         model: a `kd.DynamicModel`.
@@ -187,8 +188,8 @@ def confidence_histograms(
 def _edges(rule, scores, classes, num_bins):
     if isinstance(rule, rules.Patience):
         return np.arange(len(scores) + 2) - 0.5
-    if isinstance(rule, rules.MaxProbability | rules.Margin):
-        return np.linspace(0, 1, num_bins + 1)
+    if np.isfinite([rule.minimum, rule.maximum]).all():
+        return np.linspace(rule.minimum, rule.maximum, num_bins + 1)
     if isinstance(rule, rules.Entropy):
         return np.linspace(0, np.log(classes), num_bins + 1)
     finite = np.concatenate(scores)

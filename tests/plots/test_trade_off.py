@@ -33,6 +33,9 @@ def test_points_and_front():
         expected = reference(model, x, y, thresholds)
         np.testing.assert_allclose((cost, accuracy), expected, rtol=1e-12)
     assert (np.diff(record.costs) >= 0).all()
+    scores = [answer.max(axis=1) for answer in probabilities(model, x)[:-1]]
+    taken = [exits_taken(scores, thresholds) for thresholds in record.thresholds]
+    assert len(np.unique(taken, axis=0)) == len(taken)
     # No point of the front is beaten by another one.
     for index in range(len(record.costs)):
         better = (record.accuracies > record.accuracies[index]) & (
@@ -86,20 +89,19 @@ def test_rules_against_the_dynamic_road(rule):
 def test_gates_cost_each_sample_its_own():
     inputs = keras.Input((6,))
     gate = kd.SkipGate(keras.layers.Dense(6, "tanh"), gate=First())
-    first = gate(inputs)
-    outputs = [kd.EarlyExit(4, name="exit_1")(first)]
-    outputs.append(keras.layers.Dense(4, "softmax", name="final")(first))
+    outputs = [kd.EarlyExit(4, name="exit_1")(inputs)]
+    outputs.append(keras.layers.Dense(4, "softmax", name="final")(gate(inputs)))
     model = kd.DynamicModel(inputs, outputs, exit_rule=kd.rules.MaxProbability(0.5))
     x, y = dense_data(50)
-    record = kd.plots.accuracy_cost(model, x, y, num_settings=3)
+    record = kd.plots.accuracy_cost(model, x, y, num_settings=6)
     for cost, thresholds in zip(record.costs, record.thresholds, strict=True):
         rule = kd.rules.MaxProbability(thresholds)
         prediction = model.predict_dynamic(x, verbose=0, rule=rule)
         assert cost == pytest.approx(prediction.mean_cost)
-    everyone = kd.rules.MaxProbability(0.0)
-    prediction = model.predict_dynamic(x, verbose=0, rule=everyone)
-    assert len(np.unique(prediction.cost)) == 2  # the gate is open for some
-    assert record.exit_costs[0] == pytest.approx(prediction.mean_cost)
+    # The gate is open for some: leaving first costs one sum, leaving last two.
+    closed = model.predict_dynamic(x, rule=kd.rules.MaxProbability(None), verbose=0)
+    assert len(np.unique(closed.cost)) == 2
+    assert record.exit_costs[1] == pytest.approx(closed.mean_cost)
     alone = kd.DynamicModel(inputs, outputs[-1:])  # gates are all that is dynamic
     single = kd.plots.accuracy_cost(alone, x, y)
     assert len(single.costs) == 0
@@ -116,6 +118,9 @@ def test_a_selector_has_one_point(tmp_path):
     assert record.operating_point == pytest.approx((prediction.mean_cost, right))
     np.testing.assert_allclose(record.exit_costs, model.compute_costs().shares())
     assert record.costs.shape == record.on_front.shape == (0,)
+    other = kd.plots.accuracy_cost(model, x, y, rule="max_probability")
+    prediction = model.predict_dynamic(x, rule="max_probability", verbose=0)
+    assert other.operating_point[0] == pytest.approx(prediction.mean_cost)
     ax = record.plot()
     _, labels = ax.get_legend_handles_labels()
     assert labels == ["everyone at one exit", "plain network", "rule as it stands"]
