@@ -60,7 +60,7 @@ class ExitSelection:
         Returns:
             The array of `Axes`.
         """
-        axes = axes_in_row(axes, 2, 4.2, 4.2)
+        axes = axes_in_row(axes, 2, max(4.2, 0.9 * len(self.costs)), 4.2)
         if self.labels is None:
             self._plot_samples(axes[0], num_samples)
         else:
