@@ -16,7 +16,6 @@
 # %%
 import keras
 import matplotlib.pyplot as plt
-import numpy as np
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
@@ -83,9 +82,9 @@ for weight in (0.1, 1.0, 3.0):
     print(f"{weight:6.1f} {loss:17.3f} {found['accuracy']:27.1%}")
 
 # %% [markdown]
-# The smallest $\lambda$ has by far the smallest loss, for it multiplies a part of it. What
-# the networks are worth when they run differs by less than a point. A score must not
-# contain what is searched.
+# The smallest $\lambda$ has by far the smallest loss, for it multiplies a part of it.
+# What the networks are worth when they run differs by less than a point. A score must
+# not contain what is searched.
 #
 # ## A build function
 #
@@ -109,7 +108,7 @@ def build(hp):
 # thresholds on the calibration data, runs the *dynamic* road over the validation data,
 # and computes
 #
-# $$\text{accuracy} - 10 \cdot \max(0,\ \text{mean cost} - \text{budget}) .$$
+# $$\text{accuracy} - \max(0,\ \text{mean cost} - \text{budget}) .$$
 #
 # (`CostUnderAccuracy` is the other way round.) Any tuner of keras-tuner will do:
 # `"random"`, `"bayesian"`, `"hyperband"`, `"grid"`.
@@ -235,9 +234,9 @@ print(kd.tuning.pareto(tuner))
 #
 # ## In practice
 #
-# - Without `overwrite=True` a search that was interrupted goes on when the script is run
-#   again. Finished trials are kept, and the one that was running is run again with the
-#   same values.
+# - Without `overwrite=True` a search that was interrupted goes on when the script is
+#   run again. Finished trials are kept, and the one that was running is run again with
+#   the same values.
 # - Several processes share a search when keras-tuner's variables are set
 #   (`KERASTUNER_TUNER_ID` and so on; the API page shows the three lines).
 # - `tuner.search(..., callbacks=[kd.callbacks.TensorBoard("logs", data=x_valid)])`

@@ -200,6 +200,25 @@ def expected_calibration_error(probabilities, labels, num_bins=15):
         into equal widths; equal masses leave no bin almost empty (Nixon et al., 2019,
         "Measuring calibration in deep learning").
     """
+    confidence, right, counts = reliability_bins(probabilities, labels, num_bins)
+    if not counts.size:
+        return float("nan")
+    return float(np.sum(np.abs(right - confidence) * counts) / np.sum(counts))
+
+
+def reliability_bins(probabilities, labels, num_bins=15):
+    """The bins of `expected_calibration_error`, from the least confidence up.
+
+    Args:
+        probabilities, labels, num_bins: as there.
+
+    Returns:
+        (confidence, accuracy, counts): arrays (bins,), of the rows in each bin the mean
+        confidence, the share of right answers and the number; empty for no samples.
+
+    Raises:
+        As there.
+    """
     probabilities, labels = _check_probabilities(probabilities, labels)
     if num_bins != int(num_bins) or num_bins < 1:
         raise ValueError(
@@ -208,16 +227,20 @@ def expected_calibration_error(probabilities, labels, num_bins=15):
         )
     num_samples = labels.size
     if num_samples == 0:
-        return float("nan")
+        return np.zeros(0), np.zeros(0), np.zeros(0, np.intp)
     correct = correct_rows(probabilities, labels)
     values, group_of_row, sizes = np.unique(
         np.max(probabilities, axis=1), return_inverse=True, return_counts=True
     )
     right_share = np.bincount(group_of_row, weights=correct) / sizes
-    gap = np.repeat(right_share - values, sizes)
     num_bins = min(int(num_bins), num_samples)
     starts = np.arange(num_bins) * num_samples // num_bins
-    return float(np.sum(np.abs(np.add.reduceat(gap, starts))) / num_samples)
+    counts = np.diff(starts, append=num_samples)
+    confidence, right = (
+        np.add.reduceat(np.repeat(of_group, sizes), starts) / counts
+        for of_group in (values, right_share)
+    )
+    return confidence, right, counts
 
 
 def shift_rows(log_probabilities):

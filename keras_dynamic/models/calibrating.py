@@ -1,5 +1,6 @@
 """Calibration of a model: the dense road once, then temperatures and thresholds."""
 
+import dataclasses
 import numbers
 
 import numpy as np
@@ -16,7 +17,14 @@ from keras_dynamic.models.per_exit import target_of_final
 from keras_dynamic.models.rows import rows_with_nan
 from keras_dynamic.ops.confidence import log_probabilities
 
-__all__ = ["calibrate", "check_goals"]
+__all__ = [
+    "calibrate",
+    "candidate_columns",
+    "check_goals",
+    "dense_answers",
+    "exit_scores",
+    "exits_under",
+]
 
 # The margin that a drop of accuracy must keep, against the optimism of having chosen.
 _STANDARD_ERRORS = 1.0
@@ -68,21 +76,18 @@ def calibrate(model, x, y, rule, goals, batch_size, steps):
     """See `DynamicModel.calibrate`; `goals` are those of `check_goals`."""
     goal = check_goals(model, rule, goals)
     kinds = model.road.kinds
-    outputs, labels, costs = _dense_answers(model, x, y, batch_size, steps)
-    _check_probabilities(outputs, kinds, model.exit_names)
-    logs = [
-        log_probabilities(tf.constant(output), kind).numpy()
-        for output, kind in zip(outputs, kinds, strict=True)
-    ]
+    answers = dense_answers(model, x, y, batch_size, steps)
+    outputs, labels, costs = answers.outputs, answers.labels, answers.costs
+    logs = answers.logs
     fits = [calibration.fit_temperature(log, labels) for log in logs]
     temperatures = np.array([fit.temperature for fit in fits], "float32")
-    scores = _scores(rule, outputs, kinds, temperatures)
+    scores = exit_scores(rule, outputs, kinds, temperatures)[:-1]
 
     num_early = len(outputs) - 1
     if goal is not None:
-        rule = _with_chosen_thresholds(rule, scores, logs, labels, costs, goal)
+        rule = _with_chosen_thresholds(rule, scores, answers.correct, costs, goal)
     thresholds = rule.thresholds(num_early)
-    exit_index = _exits_under(rule, scores, len(labels))
+    exit_index = exits_under(rule, scores, len(labels))
     report = calibration.build_report(
         log_probabilities=logs,
         labels=labels,
@@ -100,10 +105,52 @@ def calibrate(model, x, y, rule, goals, batch_size, steps):
     return report
 
 
-def _dense_answers(model, x, y, batch_size, steps):
-    """(outputs, labels, costs) in one pass over the data: outputs of every exit, and
-    (n, exits), what it costs a sample to leave there, over the plain network."""
+@dataclasses.dataclass(frozen=True)
+class DenseAnswers:
+    """What every exit says to labelled data, and what it costs to get there.
+
+    Attributes:
+        outputs: list of (n, units) arrays, the heads' own, one an exit.
+        logs: list of (n, classes) log-probabilities, two columns for a binary head.
+        labels: (n,) class numbers.
+        costs: (n, exits), of a sample that leaves there, over the plain network.
+        selected: (n,) exit that `Selected` takes; None for another rule.
+    """
+
+    outputs: list
+    logs: list
+    labels: np.ndarray
+    costs: np.ndarray
+    selected: np.ndarray | None
+
+    @property
+    def correct(self):
+        """(n, exits) booleans: whose answer is right at each exit."""
+        return np.stack(
+            [np.argmax(log, axis=1) == self.labels for log in self.logs], axis=1
+        )
+
+
+def dense_answers(model, x, y, batch_size, steps, rule=None):
+    """`DenseAnswers` of a model in one pass over the data.
+
+    Args:
+        model: a `DynamicModel`.
+        x, y, batch_size, steps: as in `DynamicModel.calibrate`.
+        rule: `ExitRule` under which costs are counted. Defaults to `None`, one that
+            pays every head passed.
+
+    Raises:
+        ValueError: for no samples, a NaN, labels outside the classes, sample weights,
+            or a model whose answer for one sample depends on its batch-mates.
+    """
+    kinds = model.road.kinds
+    selects = isinstance(rule, rules.Selected)
+    if selects:
+        walk, thresholds = model.road.walk_under(rule, model)
+        temperatures = tf.convert_to_tensor(model.calibration_temperatures)
     outputs, targets, broken, saved, costs = [], [], [], [], None
+    selected = []
     flat = [leaf for leaf in tree.flatten(x) if leaf is not None]
     if all(getattr(leaf, "shape", (1,))[:1] == (0,) for leaf in flat):
         raise ValueError("`x` must hold at least one sample. Received: none.")
@@ -123,19 +170,22 @@ def _dense_answers(model, x, y, batch_size, steps):
                 )
             if weight is not None:
                 raise ValueError(
-                    "`calibrate` takes no sample weights: every sample counts once. "
+                    "There must be no sample weights: every sample counts once. "
                     "Received batches (x, y, sample_weight)."
                 )
             if first_size(x_batch) == 0:
                 continue
             if costs is None:
-                costs = model.road.costs_of_batch(x_batch, None)
+                costs = model.road.costs_of_batch(x_batch, rule)
                 _probe_rows(model, x_batch)
             fed = [t for t in tree.flatten(x_batch) if t is not None]
             broken.append(np.asarray(rows_with_nan(fed, first_size(x_batch))))
             answers, saved_here = model.road.dense_answers(x_batch)
             outputs.append(answers)
             saved.append(saved_here)
+            if selects:
+                found = walk(x_batch, thresholds, temperatures, model.run_eagerly)
+                selected.append(np.asarray(found["exit_index"]))
             targets.append(np.asarray(target_of_final(y_batch, model.exit_names)))
     if not outputs:
         raise ValueError("`x` must hold at least one sample. Received: none.")
@@ -151,8 +201,19 @@ def _dense_answers(model, x, y, batch_size, steps):
         )
     classes = max(outputs[-1].shape[-1], 2)
     labels = _class_numbers(np.concatenate(targets), classes)
+    _check_probabilities(outputs, kinds, model.exit_names)
+    logs = [
+        log_probabilities(tf.constant(output), kind).numpy()
+        for output, kind in zip(outputs, kinds, strict=True)
+    ]
     executed = np.array(costs.exits) - np.concatenate(saved).astype("float64")
-    return outputs, labels, executed / costs.reference
+    return DenseAnswers(
+        outputs,
+        logs,
+        labels,
+        executed / costs.reference,
+        np.concatenate(selected) if selects else None,
+    )
 
 
 def _check_probabilities(outputs, kinds, names):
@@ -224,28 +285,29 @@ def _probe_rows(model, x):
         )
 
 
-def _scores(rule, outputs, kinds, temperatures):
-    """(n,) scores at each early exit, as the walk computes them."""
+def exit_scores(rule, outputs, kinds, temperatures):
+    """List of (n,) scores at each exit, the final one too, as the walk computes them.
+
+    Args:
+        rule: an `ExitRule` with thresholds.
+        outputs: list of (n, units) arrays, one an exit.
+        kinds: "probabilities" or "logits", one an exit.
+        temperatures: (exits,) float32 calibration temperatures.
+    """
     rule = rule.bind(tf.zeros(len(outputs) - 1))
     num_rows = len(outputs[0])
     state = rule.initial_state(tf.constant(num_rows))
     sound = tf.zeros([num_rows], tf.bool)
     scores = []
-    for index in range(len(outputs) - 1):
+    for index, (output, kind) in enumerate(zip(outputs, kinds, strict=True)):
         _, score, state = score_exit(
-            rule,
-            state,
-            sound,
-            tf.constant(outputs[index]),
-            kinds[index],
-            temperatures[index],
-            index,
+            rule, state, sound, tf.constant(output), kind, temperatures[index], index
         )
         scores.append(score.numpy())
     return scores
 
 
-def _exits_under(rule, scores, num_rows):
+def exits_under(rule, scores, num_rows):
     """(n,) exits taken for the scores at the early exits."""
     if not scores:
         return np.zeros(num_rows, "int64")
@@ -257,7 +319,31 @@ def _exits_under(rule, scores, num_rows):
     return calibration.exit_indices(leaves)
 
 
-def _with_chosen_thresholds(rule, scores, logs, labels, costs, goal):
+def candidate_columns(rule, scores):
+    """(candidates, columns): thresholds to try, and who would leave under each.
+
+    Args:
+        rule: an `ExitRule` with thresholds.
+        scores: list of (n,) scores, one an early exit.
+
+    Returns:
+        For each early exit a list of C_e thresholds, `None` (closed) first, and an
+        (n, C_e) array of booleans.
+    """
+    candidates, columns = [], []
+    for index, score in enumerate(scores):
+        tried = rule.candidates(score)
+        candidates.append(tried)
+        decided = []
+        for threshold in tried:
+            value = rule.closed_value if threshold is None else threshold
+            bound = rule.bind(tf.fill([len(scores)], tf.constant(value, tf.float32)))
+            decided.append(np.asarray(who_leaves(bound, score, index)))
+        columns.append(np.stack(decided, axis=1))
+    return candidates, columns
+
+
+def _with_chosen_thresholds(rule, scores, correct, costs, goal):
     """The rule with one threshold for each early exit, for the goal.
 
     The search takes it that leaving at an exit costs every sample the same, its mean.
@@ -266,10 +352,10 @@ def _with_chosen_thresholds(rule, scores, logs, labels, costs, goal):
     """
     name, aim = goal
     for _ in range(_ATTEMPTS):
-        chosen = _searched(rule, scores, logs, labels, costs.mean(axis=0), {name: aim})
+        chosen = _searched(rule, scores, correct, costs.mean(axis=0), {name: aim})
         if name != "budget":
             break
-        taken = _exits_under(chosen, scores, len(labels))
+        taken = exits_under(chosen, scores, len(costs))
         excess = float(np.mean(costs[np.arange(len(costs)), taken])) - goal[1]
         if excess <= 1e-9:
             break
@@ -277,24 +363,13 @@ def _with_chosen_thresholds(rule, scores, logs, labels, costs, goal):
     return chosen
 
 
-def _searched(rule, scores, logs, labels, shares, goal):
+def _searched(rule, scores, correct, shares, goal):
     """The rule with the thresholds that `choose_thresholds` finds."""
-    num_early = len(scores)
-    columns, candidates = [], []
-    for index in range(num_early):
-        tried = rule.candidates(scores[index])
-        candidates.append(tried)
-        decided = []
-        for threshold in tried:
-            value = rule.closed_value if threshold is None else threshold
-            bound = rule.bind(tf.fill([num_early], tf.constant(value, tf.float32)))
-            decided.append(np.asarray(who_leaves(bound, scores[index], index)))
-        columns.append(np.stack(decided, axis=1))
-    correct = np.stack([np.argmax(log, axis=1) == labels for log in logs], axis=1)
+    candidates, columns = candidate_columns(rule, scores)
     choice = calibration.choose_thresholds(
         columns, correct, shares, **goal, standard_errors=_STANDARD_ERRORS
     )
     chosen = [
         tried[column] for tried, column in zip(candidates, choice.columns, strict=True)
     ]
-    return rule.with_values(rule.with_threshold(chosen).thresholds(num_early))
+    return rule.with_values(rule.with_threshold(chosen).thresholds(len(scores)))

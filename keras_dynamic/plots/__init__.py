@@ -7,6 +7,10 @@ given axes of matplotlib, or new ones, and returns them. matplotlib comes with t
 `plots`. Colors are legible to the color-blind.
 """
 
+from keras_dynamic.plots.confidence import (
+    ConfidenceHistograms,
+    confidence_histograms,
+)
 from keras_dynamic.plots.experts import (
     ExpertLoad,
     ExpertLoadByClass,
@@ -15,12 +19,30 @@ from keras_dynamic.plots.experts import (
     expert_load_by_class,
     patch_experts,
 )
+from keras_dynamic.plots.honesty import Reliability, ReliabilityBins, reliability
+from keras_dynamic.plots.rates import ExitRates, exit_rates
+from keras_dynamic.plots.samples import SamplesByExit, samples_by_exit
+from keras_dynamic.plots.selection import ExitSelection, exit_selection
+from keras_dynamic.plots.trade_off import AccuracyCost, accuracy_cost
 
 __all__ = [
+    "AccuracyCost",
+    "ConfidenceHistograms",
+    "ExitRates",
+    "ExitSelection",
     "ExpertLoad",
     "ExpertLoadByClass",
     "PatchExperts",
+    "Reliability",
+    "ReliabilityBins",
+    "SamplesByExit",
+    "accuracy_cost",
+    "confidence_histograms",
+    "exit_rates",
+    "exit_selection",
     "expert_load",
     "expert_load_by_class",
     "patch_experts",
+    "reliability",
+    "samples_by_exit",
 ]

@@ -1,10 +1,21 @@
-"""What the drawings have in common: axes, ticks and colors."""
+"""What the plots have in common: axes, ticks, colors and checks."""
 
 import numpy as np
 from matplotlib import pyplot
 from matplotlib.ticker import PercentFormatter
 
-__all__ = ["COLORS", "axes_or_new", "color_of", "draw_front", "style_of", "ticks"]
+from keras_dynamic.models.dynamic_model import DynamicModel
+
+__all__ = [
+    "COLORS",
+    "axes_in_row",
+    "axes_or_new",
+    "check_model",
+    "color_of",
+    "draw_front",
+    "style_of",
+    "ticks",
+]
 
 # Okabe and Ito's colors without black, legible to the color-blind.
 COLORS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7")
@@ -13,6 +24,28 @@ COLORS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC
 def axes_or_new(ax, **arguments):
     """`ax`, or the axes of a new figure, made with the arguments of `subplots`."""
     return pyplot.subplots(layout="constrained", **arguments)[1] if ax is None else ax
+
+
+def axes_in_row(axes, count, width, height, **arguments):
+    """(count,) `Axes`: those given, or new ones in a row, `width` inches each."""
+    if axes is None:
+        size = (width * count, height)
+        arguments = {"squeeze": False, "layout": "constrained", **arguments}
+        figure, axes = pyplot.subplots(1, count, figsize=size, **arguments)
+        # Else the last tick of one and the first of the next run together.
+        figure.get_layout_engine().set(wspace=0.06)
+    axes = np.ravel(axes)
+    if len(axes) != count:
+        raise ValueError(f"`axes` must be {count} `Axes`. Received: {len(axes)}.")
+    return axes
+
+
+def check_model(model):
+    if not isinstance(model, DynamicModel):
+        raise TypeError(
+            f"`model` must be a `kd.DynamicModel`. Received: {model!r} of type "
+            f"{type(model)}."
+        )
 
 
 def ticks(number):
@@ -43,7 +76,8 @@ def draw_front(ax, costs, accuracies, on_front, label):
         label: what the points are, in the plural.
     """
     others = ~on_front
-    ax.scatter(costs[others], accuracies[others], s=18, color="0.6", label=label)
+    if others.any():
+        ax.scatter(costs[others], accuracies[others], s=18, color="0.6", label=label)
     order = np.argsort(costs[on_front], kind="stable")
     ax.plot(
         costs[on_front][order],
@@ -51,7 +85,7 @@ def draw_front(ax, costs, accuracies, on_front, label):
         color=color_of(4),
         marker="o",
         drawstyle="steps-post",
-        label="front",
+        label="front" if on_front.any() else None,
     )
     ax.set(xlabel="mean cost (1 = plain network)", ylabel="accuracy")
     ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))

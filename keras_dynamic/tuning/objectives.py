@@ -71,8 +71,10 @@ class AccuracyUnderBudget(DynamicObjective):
 
     Args:
         budget: float > 0, a mean cost: 1.0 is the plain network.
-        penalty: float >= 0, accuracy for one plain network beyond the budget. Defaults
-            to 10: a hundredth of the network weighs ten points of accuracy.
+        penalty: float >= 0, accuracy for one plain network beyond the budget. It is to
+            be more than what accuracy really gains by cost, but a cliff makes a search
+            harder. Defaults to 1: a hundredth of the network weighs a point of
+            accuracy.
         metric: string, the metric that counts as accuracy. Defaults to `"accuracy"`.
 
     Raises:
@@ -82,11 +84,11 @@ class AccuracyUnderBudget(DynamicObjective):
 
     ```python
     objective = kd.tuning.AccuracyUnderBudget(0.5)
-    print(objective.score(0.95, 0.48), objective.score(0.96, 0.51))  # 0.95 0.86
+    print(objective.score(0.95, 0.48), objective.score(0.96, 0.55))  # 0.95 0.91
     ```
     """
 
-    def __init__(self, budget, penalty=10.0, metric="accuracy"):
+    def __init__(self, budget, penalty=1.0, metric="accuracy"):
         self.budget = _number("budget", budget)
         if self.budget == 0:
             raise ValueError("`budget` must be above 0. Received: budget=0.")

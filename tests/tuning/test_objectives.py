@@ -36,12 +36,12 @@ def test_config_says_what_distinguishes_a_search():
     configs = [
         AccuracyUnderBudget(0.5).get_config(),
         AccuracyUnderBudget(0.6).get_config(),
-        AccuracyUnderBudget(0.5, penalty=1).get_config(),
+        AccuracyUnderBudget(0.5, penalty=2).get_config(),
         AccuracyUnderBudget(0.5, metric="auc").get_config(),
         CostUnderAccuracy(0.5).get_config(),
     ]
     assert len({str(config) for config in configs}) == 5
-    assert configs[0] == AccuracyUnderBudget(0.5, 10).get_config()
+    assert configs[0] == AccuracyUnderBudget(0.5, 1).get_config()
 
 
 def test_bad_input():
