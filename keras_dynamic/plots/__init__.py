@@ -15,12 +15,18 @@ from keras_dynamic.plots.experts import (
     expert_load_by_class,
     patch_experts,
 )
+from keras_dynamic.plots.gates import GatesByClass, gates_by_class
+from keras_dynamic.plots.simplex import GumbelSimplex, gumbel_simplex
 
 __all__ = [
     "ExpertLoad",
     "ExpertLoadByClass",
+    "GatesByClass",
+    "GumbelSimplex",
     "PatchExperts",
     "expert_load",
     "expert_load_by_class",
+    "gates_by_class",
+    "gumbel_simplex",
     "patch_experts",
 ]
