@@ -7,6 +7,8 @@ given axes of matplotlib, or new ones, and returns them. matplotlib comes with t
 `plots`. Colors are legible to the color-blind.
 """
 
+from keras_dynamic.plots.choices import Blends, LayerChoices, blend, layer_choices
+from keras_dynamic.plots.diagram import ModelDiagram, model_diagram
 from keras_dynamic.plots.experts import (
     ExpertLoad,
     ExpertLoadByClass,
@@ -19,14 +21,20 @@ from keras_dynamic.plots.gates import GatesByClass, gates_by_class
 from keras_dynamic.plots.simplex import GumbelSimplex, gumbel_simplex
 
 __all__ = [
+    "Blends",
     "ExpertLoad",
     "ExpertLoadByClass",
     "GatesByClass",
     "GumbelSimplex",
+    "LayerChoices",
+    "ModelDiagram",
     "PatchExperts",
+    "blend",
     "expert_load",
     "expert_load_by_class",
     "gates_by_class",
     "gumbel_simplex",
+    "layer_choices",
+    "model_diagram",
     "patch_experts",
 ]

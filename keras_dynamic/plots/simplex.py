@@ -67,8 +67,8 @@ class GumbelSimplex:
                 1,
                 count,
                 squeeze=False,
-                figsize=(2.4 * count + 0.3, 2.9),
-                layout="constrained",
+                figsize=(2.2 * count + 2.2, 2.6),
+                layout="compressed",
             )
         axes = np.ravel(axes)
         if len(axes) != count:
@@ -79,11 +79,7 @@ class GumbelSimplex:
         for ax, samples, tau in zip(axes, self.samples, self.temperatures, strict=True):
             self._plot_one(ax, samples, labels)
             ax.set_title(f"$\\tau$ = {tau:g}")
-        # One legend for all, under the panel in the middle of the row.
-        handles, names = axes[0].get_legend_handles_labels()
-        axes[0].figure.legend(
-            handles, names, loc="outside lower center", ncols=3, frameon=False
-        )
+        axes[-1].legend(loc="center left", bbox_to_anchor=(1.02, 0.5), fontsize=9)
         return axes
 
     def _plot_one(self, ax, samples, labels):
@@ -94,9 +90,7 @@ class GumbelSimplex:
         )
         marks = {"edgecolors": "black", "zorder": 3, "s": 70, "clip_on": False}
         mean = self.probabilities @ _CORNERS
-        ax.scatter(
-            *mean, marker="*", color=color_of(0), label="probabilities", **marks
-        )
+        ax.scatter(*mean, marker="*", color=color_of(0), label="probabilities", **marks)
         marks["s"] = 36
         mean = points.mean(axis=0)
         ax.scatter(
