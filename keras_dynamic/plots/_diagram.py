@@ -58,6 +58,9 @@ def draw_diagram(record, ax=None):
     ax.plot([middle, middle], [-0.3, end], color="0.3", linewidth=2, zorder=1)
     if not record.exits:
         _draw_arrow(ax, (middle, total), (middle, total + 0.7))
+    if "gate" in record.kinds:
+        note = "hatched: saved by samples that find the gate closed"
+        ax.text(_END - 0.1, total + 0.4, note, ha="right", va="center", fontsize=7)
     shares = [np.nansum(record.shares[list(row.layers)]) for row in rows]
     longest = max(shares) or 1.0
     for row, top, share in zip(rows, tops, shares, strict=False):

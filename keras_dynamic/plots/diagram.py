@@ -143,10 +143,10 @@ def model_diagram(model, logs=None, input_shape=None):
     Args:
         model: a `kd.DynamicModel`, or a functional or built Sequential model, of which
             gates and mixtures are shown.
-        logs: dict of open rates, such as `evaluate(..., return_dict=True)` gives
-            (`<gate>_open_rate`), and of `exit_rates`, as in `evaluate_dynamic`; of
-            lists, as in the `history` of a `fit`, the last open rate counts. Defaults
-            to `None`, without rates.
+        logs: dict of open rates (`<gate>_open_rate`), such as
+            `evaluate(..., return_dict=True)` gives, or what `fit` returned, of which
+            the last epoch counts; or of `exit_rates`, as `evaluate_dynamic` gives; or
+            of both. Defaults to `None`, without rates.
         input_shape: as in `DynamicModel.compute_costs`, for sizes that the model leaves
             open. Defaults to `None`, the model's own.
 
@@ -196,6 +196,12 @@ def model_diagram(model, logs=None, input_shape=None):
         exits, exit_flops = model.exit_names, costs.exits
         weights = road.loss_weights or own_weights(road.heads)
         reference = costs.reference
+    if not reference:
+        raise ValueError(
+            "`model` must have FLOPs that can be counted. Received: model "
+            f"'{model.name}' of {sum(not step.glue for step, *_ in calls)} operations "
+            "without any."
+        )
     rows = [
         (
             step.name,
@@ -238,9 +244,9 @@ def _kind_and_note(operation):
     notes = []
     if kind == "mixture":
         notes = [f"{operation.num_experts} experts"]
-        if not isinstance(operation.router, ExpertChoiceRouter):
-            chosen = operation.router.experts_per_token
-            notes = [f"{chosen} of {operation.num_experts} experts"]
+        chosen_by_token = not isinstance(operation.router, ExpertChoiceRouter)
+        if chosen_by_token and operation.dispatch != "dense":  # which computes all
+            notes = [f"{operation.router.experts_per_token} of {notes[0]}"]
     elif kind == "choice":
         notes = [f"{operation.winner().name} of {len(operation.layers)} layers"]
     inner = [layer for layer in layers_within(operation) if layer is not operation]
@@ -278,22 +284,24 @@ def _with_gates_of_selector(rows, selector, costs):
 
 def _rates(logs, names, kinds, exits):
     """(open rate of each layer, rate of each exit), NaN where the logs have none."""
-    logs = {} if logs is None else logs
     open_rates, exit_rates = np.full(len(names), np.nan), np.full(len(exits), np.nan)
+    if logs is None:
+        return open_rates, exit_rates
+    logs = getattr(logs, "history", logs)
     gates = [f"{n}_open_rate" for n, k in zip(names, kinds, strict=True) if k == "gate"]
+    if not any(key in logs for key in (*gates, "exit_rates")):
+        raise ValueError(
+            f"`logs` must hold open rates of gates, {gates}, or 'exit_rates'. "
+            f"Received: {sorted(logs)}."
+        )
     for index, name in enumerate(names):
-        if f"{name}_open_rate" in logs:
+        if f"{name}_open_rate" in gates and f"{name}_open_rate" in logs:
             open_rates[index] = np.ravel(logs[f"{name}_open_rate"])[-1]
-    if exits and "exit_rates" in logs:
+    if "exit_rates" in logs:
         exit_rates = np.array(logs["exit_rates"], "float64")
         if exit_rates.shape != (len(exits),):
             raise ValueError(
                 f"`logs['exit_rates']` must be {len(exits)} numbers, one an exit. "
                 f"Received: {logs['exit_rates']}."
             )
-    if logs and np.isnan(open_rates).all() and np.isnan(exit_rates).all():
-        raise ValueError(
-            f"`logs` must hold rates: 'exit_rates' of {list(exits)}, or {gates}. "
-            f"Received: {sorted(logs)}."
-        )
     return open_rates, exit_rates

@@ -6,7 +6,7 @@ import keras
 import numpy as np
 from keras import tree
 
-from keras_dynamic._compat import BatchIterator
+from keras_dynamic._compat import BatchIterator, layers_within
 from keras_dynamic.layers._gate_records import collecting
 from keras_dynamic.layers.skip_gate import SkipGate
 from keras_dynamic.plots._drawing import axes_or_new
@@ -119,7 +119,8 @@ def gates_by_class(model, x, y, class_names=None, batch_size=None, probability=F
         A `GatesByClass`, of the classes that occur.
 
     Raises:
-        ValueError: if no gate of the model decides on samples, or `y` does not fit `x`.
+        ValueError: if no gate of the model decides on samples, `y` does not fit `x`, or
+            `class_names` does not fit `y`.
 
     Example:
 
@@ -131,6 +132,12 @@ def gates_by_class(model, x, y, class_names=None, batch_size=None, probability=F
     ax = kd.plots.gates_by_class(model, x, y).plot()
     ```
     """
+    layers = layers_within(model) if isinstance(model, keras.Model) else []
+    if not any(isinstance(layer, SkipGate) for layer in layers):
+        raise ValueError(
+            "`model` must be a `keras.Model` that holds a `SkipGate`. Received: "
+            f"{model!r} of type {type(model)}."
+        )
     sums, samples = {}, 0
     for _, _, batches in BatchIterator(x=x, batch_size=batch_size):
         for batch in batches:
@@ -143,8 +150,9 @@ def gates_by_class(model, x, y, class_names=None, batch_size=None, probability=F
             samples += rows
     if not sums:
         raise ValueError(
-            "`model` must hold a `SkipGate` that decides on samples, and `x` at least "
-            f"one sample. Received: {model!r} with {samples} samples."
+            "`model` must hold a `SkipGate` that decides on samples, not within "
+            "experts or a loop. Received: none that did for any of the "
+            f"{samples} samples of `x`."
         )
     y = np.asarray(y)
     if y.shape != (samples,):
@@ -153,6 +161,11 @@ def gates_by_class(model, x, y, class_names=None, batch_size=None, probability=F
             f"Received: y of shape {y.shape}."
         )
     labels = np.unique(y)
+    if class_names is not None and not 0 <= labels[0] <= labels[-1] < len(class_names):
+        raise ValueError(
+            f"`class_names` must have a name for each label from 0 to {labels[-1]}. "
+            f"Received: {len(class_names)} names for labels from {labels[0]}."
+        )
     groups = np.stack([*(y == label for label in labels), np.ones(samples, bool)])
     # A gate in a branch that no sample of a batch took reports nothing there.
     totals = np.stack([groups @ _whole(batches, samples) for batches in sums.values()])
