@@ -274,6 +274,7 @@ def _with_gates_of_selector(rows, selector, costs):
 
     A segment costs its trunk and its gate.
     """
+    rows = list(rows)
     for index, gate in enumerate(selector.gates):
         trunk = [row for row in rows if row[3] == index and not row[4]]
         flops = costs.segments[index] - sum(row[5] or 0 for row in trunk)

@@ -98,6 +98,8 @@ def test_rates_of_real_logs():
     record = kd.plots.model_diagram(model, history)
     assert record.open_rates[0] == history.history["gate_open_rate"][-1]
     assert np.isnan(record.exit_rates).all()
+    record = kd.plots.model_diagram(model, {"gate_open_rate": [0.2, 0.7]})
+    assert record.open_rates[0] == 0.7  # of the last epoch
     logs = model.evaluate_dynamic(x, y, verbose=0)
     record = kd.plots.model_diagram(model, logs)
     np.testing.assert_array_equal(record.exit_rates, logs["exit_rates"])
@@ -123,6 +125,7 @@ def test_a_selector(layerwise, tmp_path):
     gates = model.get_layer("selector").gates if layerwise else []
     expected = [f"selector/{gate.name}" for gate in gates]
     assert selectors == (expected or ["selector"])
+    assert list(record.segments) == sorted(record.segments)
     save(record.plot(), tmp_path / "selector.png")
 
 

@@ -57,7 +57,9 @@ def test_nested_gates(tmp_path):
     labels = [label.get_text() for label in ax.get_xticklabels()]
     assert labels == ["0", "1", "2", "all"]
     assert [label.get_text() for label in ax.get_yticklabels()] == record.gates
-    assert ax.texts[0].get_text() == f"{100 * record.open_rates[0, 0]:.0f}"
+    for text, rate in zip(ax.texts, record.open_rates.ravel(), strict=True):
+        assert text.get_text() == f"{100 * rate:.0f}"
+        assert text.get_color() == ("black" if rate > 0.5 else "white")
     assert ax.get_title() == "Open rate by class"
     save(ax, tmp_path / "gates.png")
 

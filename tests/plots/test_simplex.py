@@ -36,6 +36,12 @@ def test_the_law_of_the_samples():
         np.testing.assert_allclose(shares, P, atol=0.025)
     np.testing.assert_allclose(record.samples[1].mean(axis=0), P, atol=0.025)
     assert record.samples[0].mean(axis=0)[0] < 0.5  # pulled to the middle
+    # log(s_a / s_b) is (l_a - l_b + a logistic variable) / tau: with equal logits
+    # s_a > 3 s_b has the probability 1 / (1 + 3^tau), 0.1 at tau = 2.
+    even = kd.plots.gumbel_simplex(
+        logits=[0, 0, 0], temperatures=2.0, num_samples=4000
+    ).samples[0]
+    assert np.mean(even[:, 0] > 3 * even[:, 1]) == pytest.approx(0.1, abs=0.015)
     np.testing.assert_allclose(record.probabilities, P, rtol=1e-6)
 
 
