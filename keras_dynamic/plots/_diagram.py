@@ -21,8 +21,9 @@ _SMALL = 0.01
 _MOST_ROWS = 44
 # The width of the diagram is 10: where the trunk, the bars and the exits begin.
 _TRUNK, _BARS, _END = 1.5, 5.0, 10.0
-_TRUNK_WIDTH, _LONGEST_BAR = 3.2, 2.0
-_LABEL, _NOTE = 32, 40
+_TRUNK_WIDTH, _LONGEST_BAR = 3.2, 1.6
+# Characters that there is room for: in a box, beside the longest bar, in an exit.
+_LABEL, _WORDS, _EXIT_WORDS = 32, 44, 60
 _EXIT_HEIGHT = 1.7
 
 
@@ -58,7 +59,7 @@ def draw_diagram(record, ax=None):
     ax.plot([middle, middle], [-0.3, end], color="0.3", linewidth=2, zorder=1)
     if not record.exits:
         _draw_arrow(ax, (middle, total), (middle, total + 0.7))
-    if "gate" in record.kinds:
+    if any(row.layers and record.kinds[row.layers[0]] == "gate" for row in rows):
         note = "hatched: saved by samples that find the gate closed"
         ax.text(_END - 0.1, total + 0.4, note, ha="right", va="center", fontsize=7)
     shares = [np.nansum(record.shares[list(row.layers)]) for row in rows]
@@ -145,8 +146,9 @@ def _draw_layers(ax, record, row, top, share, scale):
     if not np.isnan(rate):
         words.append(f"open {_percent(rate)}")
     if record.notes[first]:
-        words.append(_shortened(record.notes[first], _NOTE))
-    ax.text(_BARS + share * scale + 0.1, middle, ", ".join(words), **text)
+        words.append(record.notes[first])
+    words = _shortened(", ".join(words), _WORDS)
+    ax.text(_BARS + share * scale + 0.1, middle, words, **text)
 
 
 def _draw_exit(ax, record, index, top, trunk):
@@ -177,7 +179,7 @@ def _draw_exit(ax, record, index, top, trunk):
         own = np.flatnonzero(record.in_head & (record.segments == index))
         held = [record.layers[i] for i in own if record.kinds[i] != "layer"]
         words.insert(1, f"head {head}" + (f" with {', '.join(held)}" if held else ""))
-    ax.text(_BARS + 0.12, top + 1.15, _shortened(", ".join(words), 64), **text)
+    ax.text(_BARS + 0.12, top + 1.15, _shortened(", ".join(words), _EXIT_WORDS), **text)
 
 
 def _draw_arrow(ax, start, end):

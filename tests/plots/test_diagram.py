@@ -75,7 +75,7 @@ def test_gates_mixtures_and_choices(tmp_path):
     np.testing.assert_array_equal(record.flops[0], 13 + 84)
     np.testing.assert_array_equal(record.saved, [84, 0, 0, 0, 0])
     ax = record.plot()
-    width, scale = bars(ax), 2.0 / record.flops[[0, 2, 3, 4]].max()
+    width, scale = bars(ax), 1.6 / record.flops[[0, 2, 3, 4]].max()
     assert width["gate (saved)"] == pytest.approx(97 * scale)
     assert width["gate"] == pytest.approx((97 - 0.75 * 84) * scale)
     assert width["moe"] == pytest.approx(record.flops[2] * scale)
@@ -86,6 +86,7 @@ def test_gates_mixtures_and_choices(tmp_path):
     assert f"{share:.1f} %, gate, open 25.0 %" in found
     assert any("mixture, 1 of 4 experts" in text for text in found)
     assert "100.0 % leave" in found
+    assert any("hatched" in text for text in found)
     assert "no samples leave" in found
     save(ax, tmp_path / "kinds.png")
 
@@ -208,6 +209,19 @@ def test_open_sizes_and_what_cannot_be_counted(tmp_path):
     ax = record.plot()
     assert "FLOPs unknown" in words(ax)
     save(ax, tmp_path / "unknown.png")
+
+
+def test_a_gate_in_a_head():
+    inputs = keras.Input((4,))
+    gate = kd.SkipGate(layers.Dense(4), name="gate")
+    first = layers.Dense(2, "softmax", name="exit_1")(gate(inputs))
+    final = layers.Dense(2, "softmax", name="final")(layers.Dense(8)(inputs))
+    record = kd.plots.model_diagram(kd.DynamicModel(inputs, [first, final]))
+    np.testing.assert_array_equal(record.in_head, [True, True, False, False])
+    found = words(record.plot())
+    assert any("with gate, loss weight" in text for text in found)
+    assert not any("hatched" in text for text in found)  # it has no bar
+    assert "segment 0\n0.0 %" in found
 
 
 def test_given_axes():
