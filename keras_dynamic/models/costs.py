@@ -6,7 +6,9 @@ import warnings
 import keras
 from keras import tree
 
+from keras_dynamic.layers.skip_gate import SkipGate
 from keras_dynamic.models.flops_of_graphs import trace_alone
+from keras_dynamic.models.gates import saved_flops
 from keras_dynamic.models.graph import Value, infer_step
 from keras_dynamic.models.operation_flops import operation_flops
 from keras_dynamic.models.segments import needed_steps
@@ -16,6 +18,7 @@ __all__ = [
     "compute_costs",
     "compute_selected_costs",
     "step_flops",
+    "step_savings",
     "total_flops",
 ]
 
@@ -117,6 +120,23 @@ def step_flops(graph, steps, input_shapes=None):
     """
     specs = _static_specs(graph, input_shapes)
     return {step: 0 if step.glue else _step_flops(step, specs) for step in steps}
+
+
+def step_savings(graph, steps, input_shapes=None):
+    """FLOPs that a sample saves at each `SkipGate` among some steps if it is closed.
+
+    Args:
+        graph, steps, input_shapes: as in `step_flops`.
+
+    Returns:
+        Dict from the steps that are gates to FLOPs.
+    """
+    specs = _static_specs(graph, input_shapes)
+    return {
+        step: saved_flops(step.operation, specs[step.inputs[0]].shape[1:])
+        for step in steps
+        if isinstance(step.operation, SkipGate)
+    }
 
 
 def _gate_flops(graph, plan, input_shapes):

@@ -16,6 +16,7 @@ from keras_dynamic.models.costs import (
     compute_costs,
     compute_selected_costs,
     step_flops,
+    step_savings,
 )
 from keras_dynamic.models.engine import Walk
 from keras_dynamic.models.flops_of_choices import winners
@@ -330,8 +331,10 @@ class Road:
         return parts
 
     def step_flops(self, steps, input_shapes=None):
-        """FLOPs of each step for one sample, see `costs.step_flops`."""
-        return step_flops(self._graph, steps, input_shapes)
+        """FLOPs of each step, and what each gate saves: see `costs.step_flops` and
+        `costs.step_savings`."""
+        given = self._graph, steps, input_shapes
+        return step_flops(*given), step_savings(*given)
 
     @property
     def open_sizes(self):

@@ -10,8 +10,7 @@ from keras_dynamic.layers.layer_choice import LayerChoice
 from keras_dynamic.layers.routers import ExpertChoiceRouter
 from keras_dynamic.layers.skip_gate import SkipGate
 from keras_dynamic.layers.sparse_moe import SparseMoE
-from keras_dynamic.models.costs import step_flops
-from keras_dynamic.models.gates import saved_flops
+from keras_dynamic.models.costs import step_flops, step_savings
 from keras_dynamic.models.graph import build_graph
 from keras_dynamic.models.per_exit import own_weights
 from keras_dynamic.models.rules import Selected
@@ -46,8 +45,7 @@ class ModelDiagram:
         in_head: (L,) bool, whether it belongs to the head of that exit alone.
         flops: (L,) float, for one sample with all gates open; NaN where they cannot be
             counted.
-        saved: (L,) float, FLOPs that a closed gate saves; 0 for other layers, and for
-            gates whose sizes are open.
+        saved: (L,) float, FLOPs that a closed gate saves; 0 for other layers.
         open_rates: (L,) float, of gates in the logs; NaN elsewhere.
         exits: list of E names.
         exit_flops: (E,) integers, to leave at each exit under the rule in force.
@@ -181,6 +179,7 @@ def model_diagram(model, logs=None, input_shape=None):
         graph = build_graph(functional)
         calls = [(step, 0, False) for step in graph.steps]
         flops = step_flops(graph, graph.steps, shapes)
+        savings = step_savings(graph, graph.steps, shapes)
         exits, exit_flops, weights = [], [], []
         reference = sum(each or 0 for each in flops.values())
     else:
@@ -192,7 +191,7 @@ def model_diagram(model, logs=None, input_shape=None):
             for part, steps in enumerate(parts)
             for step in steps
         ]
-        flops = road.step_flops([step for step, *_ in calls], shapes)
+        flops, savings = road.step_flops([step for step, *_ in calls], shapes)
         exits, exit_flops = model.exit_names, costs.exits
         weights = road.loss_weights or own_weights(road.heads)
         reference = costs.reference
@@ -209,7 +208,7 @@ def model_diagram(model, logs=None, input_shape=None):
             index,
             in_head,
             flops[step],
-            _saved(step),
+            savings.get(step, 0),
         )
         for step, index, in_head in calls
         if not step.glue
@@ -259,14 +258,6 @@ def _kind_and_note(operation):
 def _kind_of(operation):
     found = [kind for kind, cls in _KINDS.items() if isinstance(operation, cls)]
     return found[0] if found else "layer"
-
-
-def _saved(step):
-    """FLOPs that a sample saves where a gate is closed."""
-    if not isinstance(step.operation, SkipGate):
-        return 0
-    shape = step.inputs[0].spec.shape[1:]
-    return 0 if None in shape else saved_flops(step.operation, shape)
 
 
 def _with_gates_of_selector(rows, selector, costs):

@@ -205,6 +205,8 @@ def test_open_sizes_and_what_cannot_be_counted(tmp_path):
     assert record.layers == ["gate", "loop", "last"]
     assert record.flops[2] == 7 * (2 * 4 * 4 + 4)
     assert np.isnan(record.flops[1])
+    # The layer in the gate: 7 positions of 2 * 4 * 4 + 4.
+    np.testing.assert_array_equal(record.saved, [7 * 36, 0, 0])
     assert record.reference == record.flops[0] + record.flops[2]
     ax = record.plot()
     assert "FLOPs unknown" in words(ax)
