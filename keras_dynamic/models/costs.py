@@ -6,12 +6,21 @@ import warnings
 import keras
 from keras import tree
 
+from keras_dynamic.layers.skip_gate import SkipGate
 from keras_dynamic.models.flops_of_graphs import trace_alone
+from keras_dynamic.models.gates import saved_flops
 from keras_dynamic.models.graph import Value, infer_step
 from keras_dynamic.models.operation_flops import operation_flops
 from keras_dynamic.models.segments import needed_steps
 
-__all__ = ["Costs", "compute_costs", "compute_selected_costs", "total_flops"]
+__all__ = [
+    "Costs",
+    "compute_costs",
+    "compute_selected_costs",
+    "step_flops",
+    "step_savings",
+    "total_flops",
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,6 +108,37 @@ def total_flops(graph):
     return total(graph.steps)
 
 
+def step_flops(graph, steps, input_shapes=None):
+    """FLOPs of each of some steps for one sample.
+
+    Args:
+        graph, input_shapes: as in `compute_costs`.
+        steps: `Step`s of the graph.
+
+    Returns:
+        Dict from a step to its FLOPs, or None where they cannot be counted.
+    """
+    specs = _static_specs(graph, input_shapes)
+    return {step: 0 if step.glue else _step_flops(step, specs) for step in steps}
+
+
+def step_savings(graph, steps, input_shapes=None):
+    """FLOPs that a sample saves at each `SkipGate` among some steps if it is closed.
+
+    Args:
+        graph, steps, input_shapes: as in `step_flops`.
+
+    Returns:
+        Dict from the steps that are gates to FLOPs.
+    """
+    specs = _static_specs(graph, input_shapes)
+    return {
+        step: saved_flops(step.operation, specs[step.inputs[0]].shape[1:])
+        for step in steps
+        if isinstance(step.operation, SkipGate)
+    }
+
+
 def _gate_flops(graph, plan, input_shapes):
     """FLOPs of a layer-wise selector's gates, by what to call them; None if unknown.
 
@@ -119,15 +159,11 @@ def _counter(graph, steps, input_shapes, others=None):
     Args:
         others: dict from a name to FLOPs or None, for what has no step.
     """
-    specs = _static_specs(graph, input_shapes)
-    counted = {}
+    counted = step_flops(graph, steps, input_shapes)
     unknown = [name for name, flops in (others or {}).items() if flops is None]
-    for step in steps:
-        flops = 0 if step.glue else _step_flops(step, specs)
+    for step, flops in counted.items():
         if flops is None:
             unknown.append(f"'{step.name}' ({type(step.operation).__name__})")
-            flops = 0
-        counted[step] = flops
     if unknown:
         warnings.warn(
             "The costs leave out operations whose FLOPs cannot be counted: "
@@ -137,7 +173,7 @@ def _counter(graph, steps, input_shapes, others=None):
         )
 
     def total(steps):
-        return sum(counted[step] for step in steps)
+        return sum(counted[step] or 0 for step in steps)
 
     return total, tuple(unknown)
 

@@ -12,7 +12,12 @@ from keras_dynamic.layers._selector import Selector
 from keras_dynamic.layers.layer_choice import LayerChoice
 from keras_dynamic.models import rules
 from keras_dynamic.models.batch_axis import check_rows
-from keras_dynamic.models.costs import compute_costs, compute_selected_costs
+from keras_dynamic.models.costs import (
+    compute_costs,
+    compute_selected_costs,
+    step_flops,
+    step_savings,
+)
 from keras_dynamic.models.engine import Walk
 from keras_dynamic.models.flops_of_choices import winners
 from keras_dynamic.models.gates import holds_gates, run_counted
@@ -25,7 +30,7 @@ from keras_dynamic.models.per_exit import (
     targets_each,
     weights_each,
 )
-from keras_dynamic.models.segments import cut_at_exits
+from keras_dynamic.models.segments import cut_at_exits, needed_steps
 from keras_dynamic.models.selected_walk import SelectedWalk
 from keras_dynamic.models.selection import (
     DERIVED_NAMES,
@@ -299,6 +304,37 @@ class Road:
             return self.costs(rule=rule)
         fed = tree.flatten(self._intake(x, training=False))
         return self.costs(tuple(tuple(tensor.shape[1:]) for tensor in fed), rule)
+
+    def parts(self, rule=None):
+        """The steps that lead to each exit, as a rule has them paid.
+
+        Args:
+            rule: as in `costs`.
+
+        Returns:
+            A list of (trunk, head), one an exit: tuples of steps that were not there
+            before, the head's for this exit alone. All of the last exit's are trunk.
+        """
+        if isinstance(rule, rules.Selected):
+            parts = [(stage.trunk, stage.head) for stage in self.plan.stages]
+            trunk, head = parts[0]
+            parts[0] = ((*self.plan.prologue, *trunk), head)
+        else:
+            parts, outputs = [], self._graph.outputs
+            for index, segment in enumerate(self.segments):
+                later = set(needed_steps(self._graph, outputs[index + 1 :]))
+                trunk = tuple(step for step in segment.steps if step in later)
+                head = tuple(step for step in segment.steps if step not in later)
+                parts.append((trunk, head))
+        trunk, head = parts[-1]
+        parts[-1] = ((*trunk, *head), ())
+        return parts
+
+    def step_flops(self, steps, input_shapes=None):
+        """FLOPs of each step, and what each gate saves: see `costs.step_flops` and
+        `costs.step_savings`."""
+        given = self._graph, steps, input_shapes
+        return step_flops(*given), step_savings(*given)
 
     @property
     def open_sizes(self):
