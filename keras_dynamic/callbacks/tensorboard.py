@@ -34,8 +34,8 @@ class TensorBoard(keras.callbacks.TensorBoard):
       number of tokens (with `route="input"` of samples) that it computed, dropped ones
       and padding left out. With `top_k=2` a token is in two buckets.
 
-    Of two layers of one name in two nested models the second's gets a number. Any Keras
-    model with gates or mixtures will do. The data takes one pass through the sparse
+    Of two layers of one name, in two nested models, one gets a number. Any Keras model
+    with gates or mixtures will do. The data takes one pass through the sparse
     road, and one more, eager, through the whole network where there are gates, mixtures
     or a selector.
 
