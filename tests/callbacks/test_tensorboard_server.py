@@ -9,11 +9,13 @@ import time
 import urllib.parse
 import urllib.request
 
+import keras
 import numpy as np
 import pytest
+from keras import layers
 
 import keras_dynamic as kd
-from tests.callbacks.test_tensorboard import fit, model_with_all
+from tests.callbacks.events import events_in, steps_of
 from tests.models.small_models import dense_data
 
 SECONDS = 60
@@ -58,6 +60,28 @@ class Server:
         self.process.stderr.close()
 
 
+def model_with_all():
+    """Two exits, a gate before both and a mixture between them."""
+    inputs = keras.Input((6,))
+    h = kd.SkipGate(layers.Dense(6, "tanh"), gate=layers.Dense(1), name="gate")(inputs)
+    first = kd.EarlyExit(4, name="exit_1")(h)
+    h = kd.SparseMoE(3, 8, name="moe")(h)
+    final = layers.Dense(4, "softmax", name="final")(h)
+    model = kd.DynamicModel(inputs, [first, final])
+    model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
+    return model
+
+
+def check_scalars(history, events):
+    """Every entry of the logs is a scalar of its epochs, in its run."""
+    for name, logged in history.items():
+        run = "validation" if name.startswith("val_") else "train"
+        tag = f"epoch_{name.removeprefix('val_')}"
+        assert steps_of(events, run, tag) == [0, 1]
+        written = [float(value) for _, value in events[run, tag]]
+        np.testing.assert_allclose(written, logged, rtol=1e-6, err_msg=name)
+
+
 @pytest.fixture
 def server(tmp_path):
     server = Server(str(tmp_path))
@@ -69,17 +93,25 @@ def server(tmp_path):
 
 def test_a_training_in_tensorboard(server, tmp_path):
     model = model_with_all()
-    history = fit(
-        model,
-        kd.callbacks.TensorBoard(tmp_path, data=X),
-        y=Y,
+    history = model.fit(
+        X,
+        Y,
         epochs=2,
         validation_data=(X, Y),
         callbacks=[
             kd.callbacks.TemperatureSchedule(lambda epoch: 2.0 - epoch, "epoch"),
             kd.callbacks.DynamicValidation((X, Y), (X, Y), max_accuracy_drop=0.5),
+            kd.callbacks.TensorBoard(tmp_path, data=X),
         ],
-    )
+        verbose=0,
+    ).history
+    both = ["gate_open_rate", "gate_open_probability", "moe_load_0", "moe_max_load"]
+    both += ["moe_load_1", "moe_load_2", "moe_dropped", "moe_dead_experts"]
+    both += ["moe_router_entropy", "moe_router_confidence"]
+    expected = {*both, *(f"val_{name}" for name in both), "temperature"}
+    expected |= {"val_dynamic_accuracy", "val_mean_cost", "val_exit_1_rate"}
+    assert expected <= set(history)
+    check_scalars(history, events_in(tmp_path))
     server.wait()
     histograms = {
         "exit_index",
@@ -100,11 +132,10 @@ def test_a_training_in_tensorboard(server, tmp_path):
     assert set(tags["validation"]) == histograms
 
     tags = server.get("scalars", "tags")
-    train, validation = set(tags["train"]), set(tags["validation"])
-    assert {f"epoch_{name}" for name in history if name[:4] != "val_"} <= train
-    assert {f"epoch_{name[4:]}" for name in history if name[:4] == "val_"} <= validation
-    assert "epoch_temperature" in train and "epoch_gate_open_rate" in train
-    assert {"epoch_mean_cost", "epoch_exit_0_rate", "epoch_moe_load_2"} <= validation
+    for name in history:
+        run = "validation" if name.startswith("val_") else "train"
+        assert f"epoch_{name.removeprefix('val_')}" in tags[run]
+    assert "epoch_temperature" not in tags["validation"]
 
     for run, tag, name in (
         ("train", "epoch_temperature", "temperature"),
