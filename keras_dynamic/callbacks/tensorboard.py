@@ -70,15 +70,14 @@ class TensorBoard(keras.callbacks.TensorBoard):
     gate = kd.SkipGate(keras.layers.Dense(4), name="gate")
     model = keras.Model(inputs, keras.layers.Dense(1)(gate(inputs)))
     model.compile("adam", "mse")
-    x, directory = np.random.default_rng(0).normal(size=(64, 4)), "logs"
-    board = kd.callbacks.TensorBoard(directory, data=x[:32])
-    model.fit(x, x[:, 0], epochs=3, callbacks=[board], verbose=0)
+    x = np.random.default_rng(0).normal(size=(64, 4))
+    board = kd.callbacks.TensorBoard("logs", data=x[:32])
+    model.fit(x, x[:, 0], epochs=2, callbacks=[board], verbose=0)
     # In a terminal: tensorboard --logdir logs
     ```
     """
 
-    # keras-tuner gives each trial its directory where a callback's class has this name.
-
+    # The name is Keras': keras-tuner looks for it, to give each trial a directory.
     def __init__(
         self, log_dir="logs", data=None, data_freq=1, batch_size=None, **kwargs
     ):
