@@ -39,6 +39,7 @@ __all__ = [
     "show_mask",
     "takes_a_graph",
     "under_xla",
+    "validation_writer",
 ]
 
 
@@ -205,6 +206,14 @@ def layers_within(layer):
     Keras publishes the layers of a model, but not those that a layer holds.
     """
     return layer._flatten_layers()
+
+
+def validation_writer(callback):
+    """The writer of Keras' `TensorBoard` callback for the run "validation".
+
+    A second one would write a second file, and Keras closes its own at the end.
+    """
+    return callback._val_writer
 
 
 class BatchIterator(EpochIterator):

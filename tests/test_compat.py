@@ -279,3 +279,14 @@ def test_weight_decay_is_added_to_what_is_excluded():
 def test_producer_of():
     dense = layers.Dense(2)
     assert _compat.producer_of(dense(keras.Input((3,)))) is dense
+
+
+def test_validation_writer_writes_where_keras_does(tmp_path):
+    board = keras.callbacks.TensorBoard(tmp_path)
+    board.set_model(keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)]))
+    writer = _compat.validation_writer(board)
+    assert writer is _compat.validation_writer(board)
+    with writer.as_default():
+        tf.summary.scalar("number", 1.0, step=0)
+    writer.flush()
+    assert len(list((tmp_path / "validation").iterdir())) == 1

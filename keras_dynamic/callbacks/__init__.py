@@ -2,5 +2,6 @@
 
 from keras_dynamic.callbacks.dynamic_validation import DynamicValidation
 from keras_dynamic.callbacks.temperature_schedule import TemperatureSchedule
+from keras_dynamic.callbacks.tensorboard import TensorBoard
 
-__all__ = ["DynamicValidation", "TemperatureSchedule"]
+__all__ = ["DynamicValidation", "TemperatureSchedule", "TensorBoard"]

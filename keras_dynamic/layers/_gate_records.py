@@ -5,7 +5,8 @@ here. A gate at inference reports which samples reached it and what it did with 
 walk that counts costs opens `collecting()` around the calls that it makes. A gate that
 stands inside another one's layer runs in a branch of a conditional, from which no
 tensor may escape by itself: the outer gate collects there, hands the vectors out of the
-branch, and reports them together with its own.
+branch, and reports them together with its own. Who only wants to know what happened,
+gates within experts included, calls the model eagerly under `listening()`.
 """
 
 import contextlib
@@ -18,7 +19,14 @@ from keras import tree
 
 from keras_dynamic._compat import layers_within
 
-__all__ = ["GateRecord", "GatesInBranches", "collecting", "observe_within", "report"]
+__all__ = [
+    "GateRecord",
+    "GatesInBranches",
+    "collecting",
+    "listening",
+    "observe_within",
+    "report",
+]
 
 _local = threading.local()
 
@@ -63,6 +71,16 @@ def collecting():
         stack.pop()
 
 
+@contextlib.contextmanager
+def listening():
+    """Yields a list that gets, in place of the logs, what gates do in eager calls."""
+    _local.heard = []
+    try:
+        yield _local.heard
+    finally:
+        _local.heard = None
+
+
 def report(records):
     """Hands records to the innermost collector; without one, to their gates.
 
@@ -71,8 +89,7 @@ def report(records):
     """
     stack = _stack()
     if not stack:
-        for record in records:
-            record.gate.observe(record)
+        _tell(records)
     elif stack[-1][1] is _current_graph():
         stack[-1][0].extend(records)
 
@@ -82,9 +99,8 @@ def observe_within(records):
 
     Their rows are not the samples, so that no collector can use them.
     """
-    if not _stack():
-        for record in records:
-            record.gate.observe(record)
+    if not _stack() or _heard() is not None:
+        _tell(records)
 
 
 class GatesInBranches:
@@ -126,6 +142,20 @@ class GatesInBranches:
         return [
             record.with_vectors(each[key]) for key, record in self._examples.items()
         ]
+
+
+def _tell(records):
+    heard = _heard()
+    if heard is not None:
+        heard.extend(records)
+    else:
+        for record in records:
+            record.gate.observe(record)
+
+
+def _heard():
+    """The list of who listens, None where nobody does or tensors are symbolic."""
+    return getattr(_local, "heard", None) if tf.executing_eagerly() else None
 
 
 def _stack():

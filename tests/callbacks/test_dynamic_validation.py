@@ -64,8 +64,15 @@ def test_the_rule_of_a_model_with_a_selector_may_be_another():
     # Scored under `Selected` where that is asked for, and the rule is left as it is.
     model = selected_model()
     model.exit_rule = kd.rules.Entropy(0.25)
-    fit(model, kd.callbacks.DynamicValidation(CALIBRATION, VALIDATION), epochs=1)
+    validation = kd.callbacks.DynamicValidation(CALIBRATION, VALIDATION)
+    history = fit(model, validation, epochs=1)
     assert repr(model.exit_rule) == "Entropy(threshold=0.25)"
+    expected = [
+        model.evaluate_dynamic(*VALIDATION, verbose=0, rule=rule)["mean_cost"]
+        for rule in ("selected", None)
+    ]
+    assert history["val_mean_cost"] == [pytest.approx(expected[0])]
+    assert expected[0] != expected[1]
     history = fit(
         model,
         kd.callbacks.DynamicValidation(CALIBRATION, VALIDATION, "margin", budget=0.8),
