@@ -172,6 +172,21 @@ print(f"difference: {100 * difference.mean():+.1f} +- {100 * error:.1f} points")
 # with other seeds before you believe in it (`executions_per_trial` does it in every
 # trial).
 #
+# ## Looking at the winner
+#
+# `kd.plots` shows what thresholds could buy with this network (the star is what they
+# are now), and who leaves where:
+
+# %%
+figure, axis = plt.subplots(figsize=(6, 4), layout="constrained")
+kd.plots.accuracy_cost(best, x_valid, y_valid, batch_size=500).plot(axis)
+plt.show()
+
+# %%
+kd.plots.samples_by_exit(best, x_test, y_test).plot()
+plt.show()
+
+# %% [markdown]
 # ## tau, its schedule, and the cost weight
 #
 # A selector that learns where to exit has other settings: the temperature of its

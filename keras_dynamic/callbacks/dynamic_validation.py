@@ -74,9 +74,9 @@ class DynamicValidation(keras.callbacks.Callback):
         rule=None,
         budget=None,
         max_accuracy_drop=None,
-        min_accuracy=None,
         batch_size=None,
         update_freq=1,
+        min_accuracy=None,
     ):
         super().__init__()
         self.calibration_data = _checked_data("calibration_data", calibration_data)

@@ -311,9 +311,9 @@ class DynamicModel(keras.Model):
         rule="max_probability",
         budget=None,
         max_accuracy_drop=None,
-        min_accuracy=None,
         batch_size=None,
         steps=None,
+        min_accuracy=None,
     ):
         """Fits temperatures and chooses thresholds on held-out data.
 
