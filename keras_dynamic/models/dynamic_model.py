@@ -133,8 +133,8 @@ class DynamicModel(keras.Model):
 
     @property
     def exit_costs(self):
-        """(exits,) int64, FLOPs to leave at each exit under the rule in force: all
-        heads passed included, or the selector and one head under `Selected`."""
+        """(exits,) int64, FLOPs to leave at each exit under the rule in force, with
+        all heads passed, or the selector and one head under `Selected`."""
         return np.array(self.compute_costs().exits, "int64")
 
     @property
