@@ -43,7 +43,7 @@ class TensorBoard(keras.callbacks.TensorBoard):
     with this object starts at 0 again, those after the last one written.
 
     A deep copy, as keras-tuner makes for each trial (with a directory of its own),
-    copies `data`. That works for arrays and `PyDataset`s that can be copied; a
+    copies `data`. That works for arrays and `PyDataset` objects that can be copied; a
     `tf.data.Dataset` cannot, nor can the callback after it was used in a `fit`.
 
     Args:

@@ -22,7 +22,7 @@ _COLORS = tuple(color for color in COLORS if color != "#F0E442")
 
 @dataclasses.dataclass(frozen=True)
 class Blends:
-    """The blends of one or several `BlendedActivation`s.
+    """The blends of one or several `BlendedActivation` layers.
 
     E activations, B blends: one, or with `shared_axes` one for each unit, channel or
     position. The lists have one entry a layer.
@@ -125,10 +125,10 @@ class Blends:
 
 @dataclasses.dataclass(frozen=True)
 class LayerChoices:
-    """How much each layer of one or several `LayerChoice`s counts.
+    """How much each layer of one or several `LayerChoice` layers counts.
 
     Attributes:
-        layers: list of the names of the `LayerChoice`s.
+        layers: list of the names of the `LayerChoice` layers.
         options: list of lists of names, the layers to choose from.
         probabilities: list of (E,), softmax(l / tau), each sums to 1.
         winners: list of ints, the strongest of each.
@@ -177,7 +177,7 @@ class LayerChoices:
 
 
 def blend(layer_or_model, limits=(-4.0, 4.0)):
-    """What `BlendedActivation`s have learned: their weights, and the functions.
+    """What `BlendedActivation` layers have learned: their weights, and the functions.
 
     Args:
         layer_or_model: a `BlendedActivation`, or a layer or model that holds some.
