@@ -169,9 +169,9 @@ print(f"difference: {100 * difference.mean():+.1f} +- {100 * error:.1f} points")
 # %% [markdown]
 # Both costs are near the budget and neither is on it: thresholds were chosen on other
 # digits. The interval is that of 350 test digits; another seed moves the networks too.
-# A search is worth its trials where settings matter more than chance does: repeat the winner
-# with other seeds before you believe in it (`executions_per_trial` does it in every
-# trial).
+# A search is worth its trials where settings matter more than chance does: repeat the
+# winner with other seeds before you believe in it (`executions_per_trial` does it in
+# every trial).
 #
 # ## Looking at the winner
 #
