@@ -43,7 +43,7 @@ def test_drawing(tmp_path):
     # Stacked: each begins where the one before ends, and the last ends at 1.
     starts = [[bar.get_y() for bar in bars] for bars in ax.containers]
     np.testing.assert_allclose(starts, [[0, 0], [0.25, 0.5], [0.5, 0.8]])
-    assert len({bars[0].get_hatch() for bars in ax.containers}) == 3
+    assert len({bars[0].get_facecolor() for bars in ax.containers}) == 3
     cost, accuracy = ax.lines
     np.testing.assert_array_equal(cost.get_xydata(), [[1, 1.1], [2, 0.6]])
     np.testing.assert_array_equal(accuracy.get_xydata(), [[1, 0.7], [2, 0.8]])
