@@ -14,8 +14,8 @@ from keras_dynamic.plots._routing import routings_of
 
 __all__ = ["PatchExperts", "patch_experts"]
 
-# Inches: side of an image, of all in a row together, and the least of one.
-_SIDE, _WIDEST, _LEAST = 2.2, 20.0, 0.8
+# Inches: height of an image, and width of all in a row at most.
+_SIDE, _WIDEST = 2.2, 20.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,15 +55,18 @@ class PatchExperts:
         rows = max(8, math.ceil(math.sqrt(2 * self.num_experts)))
         columns = math.ceil(self.num_experts / rows)
         if axes is None:
-            side = max(_LEAST, min(_SIDE, _WIDEST / count))
-            height = max(side, 0.23 * min(rows, self.num_experts) + 0.35) + 0.5
-            width = max(side * count + 0.85 * columns + 0.3, 3.6)
+            shape = np.shape(self.images)
+            across = shape[2] / shape[1] * count
+            high = max(
+                min(_SIDE, _WIDEST / across), 0.23 * min(rows, self.num_experts) + 0.35
+            )
+            width = max(min(high * across, _WIDEST) + 0.75 * columns + 0.5, 3.6)
             _, axes = pyplot.subplots(
                 1,
                 count,
                 squeeze=False,
-                figsize=(width, height),
-                layout="constrained",
+                figsize=(width, high + 0.5),
+                layout="compressed",
             )
         axes = np.ravel(axes)
         if len(axes) != count:

@@ -76,13 +76,13 @@ class ExitSelection:
             self._plot_classes(axes[0])
         self._plot_mean(axes[1])
         # Else the names of neighbors run together.
-        length = max(8, 36 // len(self.costs))
+        length = max(8, 30 // len(self.costs))
         ticks = [
             f"{shortened(name, length)}\ncost {cost:.2g}"
             for name, cost in zip(self.exit_names, self.costs, strict=True)
         ]
         for ax in axes:
-            ax.set_xticks(range(len(ticks)), ticks)
+            ax.set_xticks(range(len(ticks)), ticks, fontsize="small")
         return axes
 
     def _plot_samples(self, ax, number):
