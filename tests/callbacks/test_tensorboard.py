@@ -10,6 +10,7 @@ from keras import layers
 
 import keras_dynamic as kd
 from tests.callbacks.events import events_in, last, steps_of
+from tests.layers.checks import two_replicas
 from tests.layers.small_gates import First, normal, odds
 from tests.models.small_models import dense_data, dense_model, middle_rule
 from tests.models.small_selected import chosen, selected_model
@@ -236,7 +237,7 @@ def test_data_of_every_kind(tmp_path):
 
 
 def test_two_replicas(tmp_path):
-    with tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]).scope():
+    with two_replicas().scope():
         model = gated_model()
     fit(model, TensorBoard(tmp_path, data=X), y=Y)
     events = events_in(tmp_path)

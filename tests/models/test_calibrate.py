@@ -5,6 +5,7 @@ import tensorflow as tf
 from keras import layers, ops
 
 import keras_dynamic as kd
+from tests.layers.checks import two_replicas
 from tests.models.random_graphs import dense_road
 from tests.models.small_models import dense_data, dense_model
 
@@ -241,7 +242,7 @@ def test_logits_that_pass_for_probabilities_are_found_on_data():
 
 def test_a_model_made_for_two_replicas_is_calibrated_as_one(tmp_path):
     x, y = dense_data(60)
-    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+    strategy = two_replicas()
     with strategy.scope():
         model = dense_model()
     alone = dense_model()

@@ -10,6 +10,7 @@ import tensorflow as tf
 from keras import layers
 
 import keras_dynamic as kd
+from tests.layers.checks import two_replicas
 from tests.models.small_models import dense_data, dense_model, middle_rule
 
 CE = "sparse_categorical_crossentropy"
@@ -416,7 +417,7 @@ class TestTraining:
 
     def test_two_replicas_give_the_training_of_one(self):
         x, y = dense_data()
-        strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+        strategy = two_replicas()
         losses, weights = [], []
         for scope in (strategy.scope, tf.distribute.get_strategy().scope):
             with scope():

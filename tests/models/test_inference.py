@@ -5,6 +5,7 @@ import tensorflow as tf
 from keras import layers
 
 import keras_dynamic as kd
+from tests.layers.checks import two_replicas
 from tests.models.random_graphs import dense_road
 from tests.models.small_models import dense_data, dense_model, middle_rule
 
@@ -495,7 +496,7 @@ def test_rules_of_ones_own_are_told_apart_by_what_they_hold(x):
 
 
 def test_a_model_made_under_two_replicas_walks_as_on_one_device(x):
-    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+    strategy = two_replicas()
     with strategy.scope():
         model = dense_model()
     alone = dense_model()
