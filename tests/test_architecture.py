@@ -74,6 +74,7 @@ ORDERED = {
         "structure",
         "weight_decay",
         "dynamic_model",
+        "converting",
         "export",
         "surgery",
         "rebuilding",
