@@ -159,7 +159,7 @@ def check_same_answers(model, run, specs, format):
             _random(generator, spec, rows, end)
             for spec, end in zip(specs, ends, strict=True)
         ]
-        x = tree.pack_sequence_as(model.input, arrays)
+        x = tree.pack_sequence_as(model.input, [tf.constant(a) for a in arrays])
         expected = model.predict_dynamic(x, batch_size=rows, verbose=0)
         fed = {spec.name: a for spec, a in zip(specs, arrays, strict=True)}
         try:

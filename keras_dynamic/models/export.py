@@ -89,10 +89,6 @@ def named_specs(model, input_signature=None):
     Raises:
         ValueError: for another number of specs.
     """
-    if isinstance(model.input, dict):
-        names = sorted(model.input)
-    else:
-        names = [tensor.name for tensor in model.inputs]
     given = list(model.inputs)
     if input_signature is not None:
         given = tree.flatten(input_signature)
@@ -102,8 +98,8 @@ def named_specs(model, input_signature=None):
             f"{len(model.inputs)} inputs. Received: {len(given)} specs: {given}."
         )
     return [
-        tf.TensorSpec(spec.shape, spec.dtype, name=re.sub(r"\W", "_", name))
-        for spec, name in zip(given, names, strict=True)
+        tf.TensorSpec(spec.shape, spec.dtype, name=re.sub(r"\W", "_", tensor.name))
+        for spec, tensor in zip(given, model.inputs, strict=True)
     ]
 
 
@@ -200,5 +196,5 @@ def _frozen(model):
     except TypeError:  # a rule of the user's own that has no default
         default = None
     if default is not None and np.array_equal(rule.thresholds(num_exits), default):
-        return f"{text}: the rule's default, for a model that was never calibrated."
-    return f"{text}: the model was never calibrated."
+        return f"{text}: the rule's default; the model was not calibrated."
+    return f"{text}: thresholds set by hand, or calibrated without a correction."
