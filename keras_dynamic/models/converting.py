@@ -65,9 +65,13 @@ def to_litert(write_saved_model):
             if not operations:
                 raise
             raise _unsupported("litert", operations) from error
-    interpreter = Interpreter(model_content=model)
-    serve = interpreter.get_signature_runner("serve")
-    return model, lambda arrays: serve(**arrays)
+
+    def run(arrays):
+        # A new one each time: resized after a run, it writes beyond its memory.
+        interpreter = Interpreter(model_content=model)
+        return interpreter.get_signature_runner("serve")(**arrays)
+
+    return model, run
 
 
 def to_onnx(model, serve, specs, opset_version=None):
@@ -104,20 +108,27 @@ def to_onnx(model, serve, specs, opset_version=None):
 
     traced = tf.function(frozen, autograph=False, input_signature=specs)
     traced = traced.get_concrete_function()
-    fed = [t for t in traced.inputs if t.dtype != tf.resource]
+    # Arrays that layers hold besides their variables come after what is fed.
+    held = zip(traced.inputs[len(specs) :], traced.captured_inputs, strict=True)
     found = traced.structured_outputs
     renamed = {f"{given}:0": name for name, given in names.items()}
     renamed |= {tensor.name: name for name, tensor in found.items()}
     graph_def = traced.graph.as_graph_def(add_shapes=True)
     complaints = _Complaints()
     with complaints, tf.device("/cpu:0"), tf.Graph().as_default() as graph:
-        tf.import_graph_def(graph_def, name="")
+        known = {
+            inner.name: tf.constant(outer.numpy())
+            for inner, outer in held
+            if outer.dtype != tf.resource
+        }
+        tf.import_graph_def(graph_def, known, name="")
         converted = tfonnx.process_tf_graph(
             graph,
-            input_names=[tensor.name for tensor in fed],
+            input_names=[tensor.name for tensor in traced.inputs[: len(specs)]],
             output_names=[tensor.name for tensor in found.values()],
             tensors_to_rename=renamed,
             opset=opset_version,
+            custom_op_handlers={"Erfc": (_convert_erfc, [])},
             continue_on_error=True,  # and tell all of them at once
         )
         converted = optimizer.optimize_graph(converted, catch_errors=True)
@@ -186,6 +197,19 @@ class _Constants(keras.StatelessScope):
         return None if array is None else tf.constant(array)
 
 
+def _convert_erfc(graph, node, name, _):
+    """1 - erf(x), as ONNX has it: tf2onnx does not know the half of GELU."""
+    (output,) = node.output
+    shape, dtype = graph.get_shape(output), graph.get_dtype(output)
+    graph.remove_node(name)
+    erf = graph.make_node("Erf", node.input[:1], shapes=[shape], dtypes=[dtype])
+    one = graph.make_const(f"{name}_one", np.ones((), "float32"))
+    inputs = [one.output[0], erf.output[0]]
+    graph.make_node(
+        "Sub", inputs, name=name, outputs=[output], shapes=[shape], dtypes=[dtype]
+    )
+
+
 class _Complaints(logging.Handler):
     """Keeps what tf2onnx logs about operations that it cannot convert."""
 
@@ -198,6 +222,8 @@ class _Complaints(logging.Handler):
         message = record.getMessage()
         found = re.findall(r"op \[.*?: (\w+)\] is not supported", message)
         found += re.findall(r"OP=(\w+)", message)
+        if message.startswith("Unsupported ops"):
+            found += re.findall(r"'(\w+)'", message)
         self.operations.update(found or [message.splitlines()[0]])
 
     def __enter__(self):
@@ -214,7 +240,7 @@ class _Complaints(logging.Handler):
 
 def _operations_in(message):
     """Names of the operations that LiteRT's converter says it does not have."""
-    return set(re.findall(r"\btf\.(\w+)", message.split("Details:")[-1]))
+    return set(re.findall(r"'tf\.(\w+)' op is neither", message))
 
 
 def _unsupported(format, operations):

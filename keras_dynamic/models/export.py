@@ -59,6 +59,8 @@ def export(model, filepath, format, verbose, input_signature, options):
                 f"gives the model's answers; they left: {left}."
             )
         say(_frozen(model))
+    if verbose and format == "litert":
+        say("LiteRT: make an interpreter for each batch size; one resized may crash.")
 
 
 def write_saved_model(filepath, serve, signature, resources, verbose=False):

@@ -29,6 +29,9 @@ class Bessel(layers.Layer):
     def call(self, inputs):
         return tf.math.bessel_i0(inputs)
 
+    def compute_flops(self, input_shape):
+        return 0
+
     def compute_output_shape(self, input_shape):
         return input_shape
 
@@ -87,6 +90,12 @@ def gated():
     return two_exits(inputs, hidden), normal(ROWS, 6)
 
 
+def gate():
+    inputs = keras.Input((6,), name="features")
+    hidden = kd.SkipGate(layers.Dense(6, "tanh"), gate=layers.Dense(1))(inputs)
+    return two_exits(inputs, hidden), normal(ROWS, 6)
+
+
 def two_inputs():
     """A dict of images in bytes and numbers, preprocessed inside."""
     image = keras.Input((4, 4, 1), dtype="uint8", name="b")
@@ -137,6 +146,7 @@ KINDS = {
         selected,
         layerwise,
         gated,
+        gate,
         two_inputs,
         texts,
         tokens,

@@ -187,7 +187,7 @@ def test_one_exit_with_gates(tmp_path):
     [
         (
             "patient",
-            "Patience(threshold=2) with temperatures [1.0, 1.0, 1.0]: the rule",
+            "Patience(threshold=2) with temperatures [1.0, 1.0, 1.0]: the",
         ),
         ("images", "MaxProbability(threshold=[0."),
         ("calibrated", "as calibrated."),

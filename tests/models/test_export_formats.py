@@ -5,6 +5,7 @@ import importlib.util
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 import keras_dynamic as kd
 from keras_dynamic.models import export as exporting
@@ -21,8 +22,12 @@ def runner(path, format):
     if format == "litert":
         from ai_edge_litert.interpreter import Interpreter
 
-        serve = Interpreter(str(path)).get_signature_runner("serve")
-        return lambda arrays: serve(**arrays)
+        def run(arrays):
+            # One for each batch size: resized after a run, it corrupts its memory.
+            interpreter = Interpreter(str(path))
+            return interpreter.get_signature_runner("serve")(**arrays)
+
+        return run
     session = onnxruntime.InferenceSession(str(path))
     names = [output.name for output in session.get_outputs()]
     return lambda arrays: dict(zip(names, session.run(None, arrays), strict=True))
@@ -36,8 +41,19 @@ def trapped(threshold):
     return two_exits(inputs, hidden, Trap(), exit_rule=rule)
 
 
-@pytest.mark.parametrize("format", FORMATS)
-@pytest.mark.parametrize("kind", ["images", "selected", "gated", "two_inputs"])
+@pytest.mark.parametrize(
+    "kind, format",
+    [
+        ("images", "litert"),
+        ("selected", "litert"),
+        ("gate", "litert"),
+        ("two_inputs", "litert"),
+        ("images", "onnx"),
+        ("gated", "onnx"),
+        ("two_inputs", "onnx"),
+        ("tokens", "onnx"),
+    ],
+)
 def test_converted_equals_predict_dynamic(kind, format, tmp_path, capsys):
     model, x = make(kind)
     path = tmp_path / "deeper" / "model"
@@ -57,7 +73,7 @@ def test_converted_equals_predict_dynamic(kind, format, tmp_path, capsys):
                 found[name], getattr(expected, name), rtol=1e-4, atol=1e-4
             )
         # Nor has it float64, in which the savings of gates are counted.
-        assert ("cost" in found) == (format == "onnx" or kind != "gated")
+        assert ("cost" in found) == (format == "onnx" or kind != "gate")
         if "cost" in found:
             np.testing.assert_array_equal(found["cost"], expected.cost)
 
@@ -74,7 +90,7 @@ def test_models_that_cannot_be_run_there_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(
         kd.DynamicModel,
         "predict_dynamic",
-        lambda self, x, **_: pytest.fail("not reached") if False else answers(x),
+        lambda self, x, **_: answers(x),
     )
 
     def answers(x):
@@ -106,19 +122,23 @@ def test_operations_that_a_format_lacks_are_named(format, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_mixtures_are_refused_by_litert(tmp_path):
+    model, _ = make("gated")
+    with pytest.raises(ValueError, match="DenseBincount, InvertPermutation, which"):
+        model.export(tmp_path / "model", format="litert")
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("name", ["outputs", "confidence", "exit_index", "cost"])
 def test_a_difference_is_an_error_that_names_the_output(name, tmp_path, monkeypatch):
-    convert = exporting.to_onnx
-
-    def convert_badly(*arguments, **options):
-        content, run = convert(*arguments, **options)
-
-        def run_badly(arrays):
-            found = run(arrays)
+    def convert_badly(model, serve, specs):
+        def run(arrays):
+            found = serve([tf.constant(arrays["features"])])
+            found = {key: tensor.numpy() for key, tensor in found.items()}
             wrong = 1 - found[name] if name == "exit_index" else found[name] + 1
             return {**found, name: wrong}
 
-        return content, run_badly
+        return b"", run
 
     monkeypatch.setattr(exporting, "to_onnx", convert_badly)
     model = trapped(0.1)
