@@ -103,9 +103,8 @@ print("same exits:", np.array_equal(answers["exit_index"], p.exit_index[:256]))
 print("largest difference:", np.abs(answers["outputs"] - p.outputs[:256]).max())
 
 # %% [markdown]
-# The endpoint takes a batch of any size, an empty one too. It belongs in a TensorFlow
-# Serving container as it is; the process that loads it needs neither this package nor
-# Keras.
+# The endpoint takes a batch of any size, an empty one too, and the process that loads it
+# needs neither this package nor Keras.
 #
 # ## LiteRT and ONNX
 #
@@ -198,9 +197,7 @@ print({name: (a.dtype.name, a.shape) for name, a in local.sent.tensors.items()})
 # %%
 input_bytes = x_test[0].nbytes
 print(f"answered on the device: {local.answered.mean():.1%}")
-print(
-    f"bytes of a digit sent: {local.sent.bytes_per_sample}, of an image {input_bytes}"
-)
+print(f"bytes sent of a digit: {local.sent.bytes_per_sample}, as image: {input_bytes}")
 print(f"bytes in all over those of all images: {local.sent.nbytes / x_test.nbytes:.2f}")
 
 served = server(local.sent)
