@@ -103,8 +103,8 @@ print("same exits:", np.array_equal(answers["exit_index"], p.exit_index[:256]))
 print("largest difference:", np.abs(answers["outputs"] - p.outputs[:256]).max())
 
 # %% [markdown]
-# The endpoint takes a batch of any size, an empty one too, and the process that loads it
-# needs neither this package nor Keras.
+# The endpoint takes a batch of any size, an empty one too, and the process that loads
+# it needs neither this package nor Keras.
 #
 # ## LiteRT and ONNX
 #

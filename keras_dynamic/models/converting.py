@@ -122,15 +122,21 @@ def to_onnx(model, serve, specs, opset_version=None):
             if outer.dtype != tf.resource
         }
         tf.import_graph_def(graph_def, known, name="")
-        converted = tfonnx.process_tf_graph(
-            graph,
-            input_names=[tensor.name for tensor in traced.inputs[: len(specs)]],
-            output_names=[tensor.name for tensor in found.values()],
-            tensors_to_rename=renamed,
-            opset=opset_version,
-            custom_op_handlers={"Erfc": (_convert_erfc, [])},
-            continue_on_error=True,  # and tell all of them at once
-        )
+        try:
+            converted = tfonnx.process_tf_graph(
+                graph,
+                input_names=[tensor.name for tensor in traced.inputs[: len(specs)]],
+                output_names=[tensor.name for tensor in found.values()],
+                tensors_to_rename=renamed,
+                opset=opset_version,
+                custom_op_handlers=_HANDLERS,
+                continue_on_error=True,  # and tell all of them at once
+            )
+        except Exception as error:
+            raise ValueError(
+                f"`format='onnx'` cannot hold this model, so nothing was written: "
+                f"{error}"
+            ) from error
         converted = optimizer.optimize_graph(converted, catch_errors=True)
         content = converted.make_model(model.name).SerializeToString()
     if complaints.operations:
@@ -198,16 +204,48 @@ class _Constants(keras.StatelessScope):
 
 
 def _convert_erfc(graph, node, name, _):
-    """1 - erf(x), as ONNX has it: tf2onnx does not know the half of GELU."""
+    """erfc(x) = 1 - erf(x), a part of GELU."""
+    (x,) = node.input
+    erf, subtract = _with_nodes(graph, node)
+    one = graph.make_const(f"{name}_one", np.ones((), "float32")).output[0]
+    subtract("Sub", [one, erf("Erf", [x])])
+
+
+def _convert_xlogy(graph, node, name, _):
+    """xlogy(x, y) = x log y, and 0 where x is 0: the terms of an entropy."""
+    x, y = node.input
+    within, last = _with_nodes(graph, node)
+    zero = graph.make_const(f"{name}_zero", np.zeros((), "float32")).output[0]
+    product = within("Mul", [x, within("Log", [y])])
+    is_zero = graph.make_node("Equal", [x, zero]).output[0]
+    last("Where", [is_zero, zero, product])
+
+
+def _with_nodes(graph, node):
+    """Takes a node out of a graph of tf2onnx.
+
+    Returns:
+        Two functions that make a node of a kind from inputs and return its output: one
+        for those on the way, one for the last, which gives what the node gave.
+    """
     (output,) = node.output
-    shape, dtype = graph.get_shape(output), graph.get_dtype(output)
-    graph.remove_node(name)
-    erf = graph.make_node("Erf", node.input[:1], shapes=[shape], dtypes=[dtype])
-    one = graph.make_const(f"{name}_one", np.ones((), "float32"))
-    inputs = [one.output[0], erf.output[0]]
-    graph.make_node(
-        "Sub", inputs, name=name, outputs=[output], shapes=[shape], dtypes=[dtype]
-    )
+    like = {
+        "shapes": [graph.get_shape(output)],
+        "dtypes": [graph.get_dtype(output)],
+    }
+    graph.remove_node(node.name)
+
+    def within(kind, inputs):
+        return graph.make_node(kind, inputs, **like).output[0]
+
+    def last(kind, inputs):
+        graph.make_node(kind, inputs, name=node.name, outputs=[output], **like)
+
+    return within, last
+
+
+# What tf2onnx does not know, though ONNX has what it takes.
+_HANDLERS = {"Erfc": (_convert_erfc, []), "Xlogy": (_convert_xlogy, [])}
 
 
 class _Complaints(logging.Handler):

@@ -49,6 +49,7 @@ def trapped(threshold):
         ("gate", "litert"),
         ("two_inputs", "litert"),
         ("images", "onnx"),
+        ("calibrated", "onnx"),
         ("gated", "onnx"),
         ("two_inputs", "onnx"),
         ("tokens", "onnx"),
@@ -119,6 +120,13 @@ def test_operations_that_a_format_lacks_are_named(format, tmp_path):
     model = two_exits(inputs, keras.layers.Dense(8)(inputs), Bessel())
     with pytest.raises(ValueError, match=rf"`format='{format}'`.* BesselI0, which"):
         model.export(tmp_path / "model", format=format)
+    assert not list(tmp_path.iterdir())
+
+
+def test_bfloat16_is_refused_by_onnx(tmp_path):
+    model, _ = make("half_precision")
+    with pytest.raises(ValueError, match="cannot hold this model.*'bfloat16'"):
+        model.export(tmp_path / "model", format="onnx")
     assert not list(tmp_path.iterdir())
 
 
