@@ -188,6 +188,13 @@ def test_a_nan_travels_with_its_sample():
     assert answers.sent.rows.tolist() == [1] and answers.sent.tensors["broken"].all()
     whole = answers.completed(server(answers.sent))
     assert whole.exit_index.tolist() == [0, 2, 0]
+    # Also where nothing of the NaN is left in the tensors: the server believes the flag.
+    model.exit_rule = kd.rules.MaxProbability([None, 0.1])
+    device, server = kd.split(model, "exit_1")
+    sent = device(normal(3, 6)).sent
+    assert server(sent).exit_index.tolist() == [1, 1, 1]
+    sent.tensors["broken"] = np.array([True, False, False])
+    assert server(sent).exit_index.tolist() == [2, 1, 1]
 
 
 def test_the_device_has_nothing_of_the_server():
