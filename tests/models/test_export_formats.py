@@ -47,7 +47,6 @@ def trapped(threshold):
         ("images", "litert"),
         ("selected", "litert"),
         ("gate", "litert"),
-        ("two_inputs", "litert"),
         ("images", "onnx"),
         ("calibrated", "onnx"),
         ("gated", "onnx"),
