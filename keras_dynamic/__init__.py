@@ -45,6 +45,7 @@ from keras_dynamic.models.binding import bind_costs  # noqa: E402
 from keras_dynamic.models.discretizing import discretize  # noqa: E402
 from keras_dynamic.models.dynamic_model import DynamicModel  # noqa: E402
 from keras_dynamic.models.prediction import DynamicPrediction  # noqa: E402
+from keras_dynamic.models.splitting import split  # noqa: E402
 from keras_dynamic.models.surgery import strip_exits  # noqa: E402
 from keras_dynamic.models.upcycling import upcycle  # noqa: E402
 from keras_dynamic.models.weight_decay import exclude_from_weight_decay  # noqa: E402
@@ -69,6 +70,7 @@ __all__ = [
     "exclude_from_weight_decay",
     "routers",
     "rules",
+    "split",
     "strip_exits",
     "upcycle",
 ]

@@ -4,8 +4,6 @@ import keras
 import numpy as np
 
 from keras_dynamic import _compat
-from keras_dynamic.layers.skip_gate import SkipGate
-from keras_dynamic.layers.sparse_moe import SparseMoE
 from keras_dynamic.models import calibrating, inference, rules
 from keras_dynamic.models.binding import fill_in_costs, wants_costs
 from keras_dynamic.models.exit_table import exit_table
@@ -13,10 +11,10 @@ from keras_dynamic.models.road import Road
 from keras_dynamic.models.selection import DERIVED_NAMES
 from keras_dynamic.models.structure import (
     check_exits,
+    check_functional_call,
     check_inputs,
     check_outputs,
     ends_in_selector,
-    is_functional_call,
     shapes_of_inputs,
     with_selector_output,
 )
@@ -88,12 +86,7 @@ class DynamicModel(keras.Model):
     # Keras rebuilds a model from its config only where the signature is literally
     # `*args, **kwargs` (`Model.from_config`).
     def __init__(self, *args, exit_rule=None, selector=None, **kwargs):
-        if not is_functional_call(args, kwargs):
-            raise ValueError(
-                "`DynamicModel` is functional: make it as `DynamicModel(inputs, "
-                "[exit_1, ..., final])` from Keras tensors. Received: "
-                f"args={args}, kwargs={sorted(kwargs)}."
-            )
+        check_functional_call(args, kwargs)
         # The weights are a last output, so that they belong to the model's graph; in a
         # config they are there already, and `selector` is True.
         if selector is not None and selector is not True:
@@ -101,9 +94,7 @@ class DynamicModel(keras.Model):
         super().__init__(*args, **kwargs)
         self._has_selector = selector is not None or ends_in_selector(self)
         check_inputs(self.inputs)
-        layers = _compat.layers_within(self)
-        gates = any(isinstance(layer, (SkipGate, SparseMoE)) for layer in layers)
-        check_outputs(self.outputs, self.output, self._has_selector, gates)
+        check_outputs(self, self._has_selector)
         self.road = Road(self, self._has_selector)
         check_exits(self.road)
         # Keras names losses, metrics and targets after these.
@@ -140,22 +131,8 @@ class DynamicModel(keras.Model):
     @property
     def exit_rule(self):
         """The rule in force, with the thresholds that the weights hold now."""
-        rule = self._rule
         code = int(np.asarray(self._rule_code))
-        if code != rules.code_of(type(rule)):
-            # Loaded weights: they hold the thresholds of another kind of rule.
-            loaded = rules.class_with_code(code)
-            if loaded is None:
-                raise RuntimeError(
-                    "The weights loaded into this model hold thresholds of a rule that "
-                    f"is neither its own {type(rule).__name__} nor a built-in one. "
-                    "Make the model with that rule (`exit_rule=`) before loading, or "
-                    "assign another rule to `model.exit_rule`."
-                )
-            rule = loaded()
-        given = rule.thresholds(len(self.exit_names) - 1)
-        current = np.asarray(self.exit_thresholds)
-        return rule if np.array_equal(given, current) else rule.with_values(current)
+        return rules.in_force(self._rule, code, np.asarray(self.exit_thresholds))
 
     @exit_rule.setter
     def exit_rule(self, rule):
@@ -236,13 +213,7 @@ class DynamicModel(keras.Model):
         return super().compute_metrics(x, y, y_pred, sample_weight)
 
     def predict_dynamic(
-        self,
-        x,
-        batch_size=None,
-        verbose="auto",
-        steps=None,
-        callbacks=None,
-        rule=None,
+        self, x, batch_size=None, verbose="auto", steps=None, callbacks=None, rule=None
     ):
         """Answers each sample at the first exit where the rule lets it leave.
 
@@ -351,11 +322,8 @@ class DynamicModel(keras.Model):
         wanted = rules.get(rule)
         if isinstance(rule, str) and type(wanted) is type(self._rule):
             wanted = self.exit_rule  # the name alone changes no threshold
-        goals = dict(
-            budget=budget,
-            max_accuracy_drop=max_accuracy_drop,
-            min_accuracy=min_accuracy,
-        )
+        goals = {"budget": budget, "max_accuracy_drop": max_accuracy_drop}
+        goals["min_accuracy"] = min_accuracy
         return calibrating.calibrate(self, x, y, wanted, goals, batch_size, steps)
 
     def compute_costs(self, input_shape=None):
@@ -374,6 +342,37 @@ class DynamicModel(keras.Model):
         """
         shapes = shapes_of_inputs(input_shape, len(self.inputs))
         return self.road.costs(shapes, self.exit_rule)
+
+    def export(
+        self,
+        filepath,
+        format="tf_saved_model",
+        verbose=None,
+        input_signature=None,
+        **kwargs,
+    ):
+        """Writes a model that skips as `predict_dynamic` does, without Python.
+
+        Its endpoint `serve` takes any batch and gives a dict: `outputs`, `exit_index`,
+        `confidence`, `probabilities` and, where known, `cost`. The rule, thresholds
+        and temperatures in force are frozen.
+
+        Args:
+            filepath: path of the folder (SavedModel) or file.
+            format: `"tf_saved_model"` (default), `"litert"` or `"onnx"`.
+            verbose: whether to say what was written. Defaults to `None`, yes.
+            input_signature: specs of the inputs that fix open sizes. Defaults to
+                `None`, the model's own.
+            **kwargs: `opset_version` for `"onnx"`.
+
+        Raises:
+            ValueError: for another format, an operation that it lacks, or other
+                answers than the model's; no file is left behind.
+            ImportError: if a package is missing.
+        """
+        from keras_dynamic.models.export import export
+
+        export(self, filepath, format, verbose, input_signature, kwargs)
 
     def summary(self, *args, print_fn=None, **kwargs):
         """Keras' summary, then the exits with their share of the cost."""

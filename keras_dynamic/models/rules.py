@@ -9,6 +9,7 @@ import math
 import zlib
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from keras_dynamic.models.exit_rule import ExitRule
@@ -252,6 +253,35 @@ def code_of(rule_class):
     """A number for a rule's class, kept beside the thresholds in weight files."""
     name = keras.saving.get_registered_name(rule_class)
     return zlib.crc32(name.encode()) & 0x7FFFFFFF
+
+
+def in_force(rule, code, values):
+    """The rule that weights stand for.
+
+    Args:
+        rule: the `ExitRule` that a model was given.
+        code: `code_of` the class whose thresholds the weights hold.
+        values: (exits - 1,) float32 array, these thresholds.
+
+    Returns:
+        `rule` itself where the weights are its own.
+
+    Raises:
+        RuntimeError: if they belong to a class that is not known here.
+    """
+    if code != code_of(type(rule)):
+        # Loaded weights: they hold the thresholds of another kind of rule.
+        loaded = class_with_code(code)
+        if loaded is None:
+            raise RuntimeError(
+                "The weights loaded into this model hold thresholds of a rule that "
+                f"is neither its own {type(rule).__name__} nor a built-in one. "
+                "Make the model with that rule (`exit_rule=`) before loading, or "
+                "assign another rule to `model.exit_rule`."
+            )
+        rule = loaded()
+    is_own = np.array_equal(rule.thresholds(len(values)), values)
+    return rule if is_own else rule.with_values(values)
 
 
 def get(identifier):

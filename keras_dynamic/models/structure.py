@@ -2,25 +2,32 @@
 
 import keras
 
-from keras_dynamic._compat import producer_of
+from keras_dynamic._compat import layers_within, producer_of
 from keras_dynamic.layers._exit_weights import ExitWeights
 from keras_dynamic.layers._selector import Selector
 from keras_dynamic.layers.early_exit import EarlyExit
+from keras_dynamic.layers.skip_gate import SkipGate
+from keras_dynamic.layers.sparse_moe import SparseMoE
 
 __all__ = [
     "check_exits",
+    "check_functional_call",
     "check_inputs",
     "check_outputs",
     "ends_in_selector",
-    "is_functional_call",
     "shapes_of_inputs",
     "with_selector_output",
 ]
 
 
-def is_functional_call(args, kwargs):
+def check_functional_call(args, kwargs):
     given = len(args) + sum(name in kwargs for name in ("inputs", "outputs"))
-    return given >= 2
+    if given < 2:
+        raise ValueError(
+            "`DynamicModel` is functional: make it as `DynamicModel(inputs, "
+            "[exit_1, ..., final])` from Keras tensors. Received: "
+            f"args={args}, kwargs={sorted(kwargs)}."
+        )
 
 
 def check_inputs(inputs):
@@ -61,7 +68,11 @@ def ends_in_selector(model):
     )
 
 
-def check_outputs(outputs, structure, has_selector, has_gates):
+def check_outputs(model, has_selector):
+    outputs, structure = model.outputs, model.output
+    has_gates = any(
+        isinstance(layer, (SkipGate, SparseMoE)) for layer in layers_within(model)
+    )
     if isinstance(structure, dict):
         raise ValueError(
             "`outputs` must be a list: the exits have an order. Received a dict with "

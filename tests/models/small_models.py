@@ -44,7 +44,7 @@ def middle_rule(model, x, rule=kd.rules.MaxProbability):
     Thresholds lie midway between observed scores, where rounding moves nobody.
     """
     outputs = model.predict(x, verbose=0)[:-1]
-    inside, thresholds = np.ones(len(x), bool), []
+    inside, thresholds = np.ones(len(outputs[0]), bool), []
     for output in outputs:
         scores = np.asarray(rule(0.5).score(output))
         ranked = np.unique(scores[inside])

@@ -1,0 +1,355 @@
+"""A serving function in the formats of other runtimes, run and compared there."""
+
+import importlib.util
+import logging
+import re
+import tempfile
+
+import keras
+import numpy as np
+import tensorflow as tf
+from keras import tree
+
+from keras_dynamic._compat import layers_within
+from keras_dynamic.models.graph import build_graph
+
+__all__ = ["check_installed", "check_same_answers", "to_litert", "to_onnx"]
+
+_NEEDED = {
+    "litert": ("ai_edge_litert",),
+    "onnx": ("tf2onnx", "onnx", "onnxruntime"),
+}
+# Batches that a converted model answers beside the one it was made from.
+_BATCHES = (1, 5, 32)
+# What an open size of an input is taken to be there.
+_OPEN_SIZE = 32
+
+
+def check_installed(format):
+    """Raises an ImportError where a package that a format needs is missing."""
+    missing = [name for name in _NEEDED[format] if not importlib.util.find_spec(name)]
+    if missing:
+        raise ImportError(
+            f"`format={format!r}` needs {' and '.join(missing)}: "
+            'pip install "keras_dynamic[export]"'
+        )
+
+
+def to_litert(write_saved_model):
+    """A LiteRT model of what a SavedModel serves.
+
+    Of the ways into LiteRT this is the one that gives right numbers: variables that
+    were not frozen are converted without an error and read as something else.
+
+    Args:
+        write_saved_model: function that writes a SavedModel to the folder it is given.
+
+    Returns:
+        (model, run): bytes, and a function that runs them, from a dict of arrays by
+        name to a dict of arrays.
+
+    Raises:
+        ValueError: for operations that LiteRT does not have; names them.
+    """
+    from ai_edge_litert.interpreter import Interpreter
+
+    with tempfile.TemporaryDirectory() as folder:
+        write_saved_model(folder)
+        converter = tf.lite.TFLiteConverter.from_saved_model(
+            folder, signature_keys=["serve"]
+        )
+        try:
+            model = converter.convert()
+        except Exception as error:  # its own class is private
+            operations = _operations_in(str(error))
+            if not operations:
+                raise
+            raise _unsupported("litert", operations) from error
+
+    def run(arrays):
+        # A new one each time: resized after a run, it writes beyond its memory.
+        interpreter = Interpreter(model_content=model)
+        return interpreter.get_signature_runner("serve")(**arrays)
+
+    return model, run
+
+
+def to_onnx(model, serve, specs, opset_version=None):
+    """An ONNX model of a serving function.
+
+    The variables become constants where they are read, in the branch that reads them,
+    and the graph goes to tf2onnx as it is. `tf2onnx.convert` would have TensorFlow
+    inline and optimize it first, which takes the shapes off the tensors in branches
+    that lie in branches; convolutions cannot be converted then.
+
+    Args:
+        model: the model that `serve` runs.
+        serve: function of a flat list of tensors that returns a dict of tensors.
+        specs: flat list of `tf.TensorSpec`s, named.
+        opset_version: int, or None for tf2onnx' own.
+
+    Returns:
+        (model, run), as of `to_litert`.
+
+    Raises:
+        ValueError: for operations that cannot be converted; names them.
+    """
+    import onnxruntime
+    from tf2onnx import optimizer, tfonnx
+
+    # The graph's own names get a prefix, so that those of the outputs are free.
+    names = {spec.name: f"fed_{spec.name}" for spec in specs}
+    specs = [tf.TensorSpec(s.shape, s.dtype, name=names[s.name]) for s in specs]
+    constants = _Constants(model)
+
+    def frozen(*tensors):
+        with constants:
+            return serve(list(tensors))
+
+    traced = tf.function(frozen, autograph=False, input_signature=specs)
+    traced = traced.get_concrete_function()
+    # Arrays that layers hold besides their variables come after what is fed.
+    held = zip(traced.inputs[len(specs) :], traced.captured_inputs, strict=True)
+    found = traced.structured_outputs
+    renamed = {f"{given}:0": name for name, given in names.items()}
+    renamed |= {tensor.name: name for name, tensor in found.items()}
+    graph_def = traced.graph.as_graph_def(add_shapes=True)
+    complaints = _Complaints()
+    with complaints, tf.device("/cpu:0"), tf.Graph().as_default() as graph:
+        known = {
+            inner.name: tf.constant(outer.numpy())
+            for inner, outer in held
+            if outer.dtype != tf.resource
+        }
+        tf.import_graph_def(graph_def, known, name="")
+        try:
+            converted = tfonnx.process_tf_graph(
+                graph,
+                input_names=[tensor.name for tensor in traced.inputs[: len(specs)]],
+                output_names=[tensor.name for tensor in found.values()],
+                tensors_to_rename=renamed,
+                opset=opset_version,
+                custom_op_handlers=_HANDLERS,
+                continue_on_error=True,  # and tell all of them at once
+            )
+        except Exception as error:
+            raise ValueError(
+                f"`format='onnx'` cannot hold this model, so nothing was written: "
+                f"{error}"
+            ) from error
+        converted = optimizer.optimize_graph(converted, catch_errors=True)
+        content = converted.make_model(model.name).SerializeToString()
+    if complaints.operations:
+        raise _unsupported("onnx", complaints.operations)
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    outputs = [output.name for output in session.get_outputs()]
+
+    def run(arrays):
+        return dict(zip(outputs, session.run(None, arrays), strict=True))
+
+    return content, run
+
+
+def check_same_answers(model, run, specs, format):
+    """Compares a converted model with the one that it was made from.
+
+    Args:
+        model: a `DynamicModel`.
+        run: function from a dict of arrays by name to a dict of arrays.
+        specs: flat list of `tf.TensorSpec`s, named, in the order of `model.inputs`.
+        format: string, for messages.
+
+    Returns:
+        (exits,) ints, how many of the samples that were compared left at each exit.
+
+    Raises:
+        ValueError: if the answers differ; names the output.
+    """
+    generator = np.random.default_rng(0)
+    ends = _ends_of_ranges(model)
+    half = {getattr(layer, "compute_dtype", "") for layer in layers_within(model)}
+    tolerance = 2e-2 if half & {"float16", "bfloat16"} else 1e-4
+    batches = [_BATCHES if spec.shape[0] is None else spec.shape[:1] for spec in specs]
+    seen = np.zeros(len(model.exit_names), int)
+    for rows in batches[0]:
+        arrays = [
+            _random(generator, spec, rows, end)
+            for spec, end in zip(specs, ends, strict=True)
+        ]
+        x = tree.pack_sequence_as(model.input, [tf.constant(a) for a in arrays])
+        expected = model.predict_dynamic(x, batch_size=rows, verbose=0)
+        fed = {spec.name: a for spec, a in zip(specs, arrays, strict=True)}
+        try:
+            found = run(fed)
+        except Exception as error:
+            raise ValueError(
+                f"`format={format!r}` converts this model, but {format} cannot run it "
+                f"on a batch of {rows}, so nothing was written: {error}"
+            ) from error
+        _compare(model, expected, found, tolerance, format)
+        seen += np.bincount(expected.exit_index, minlength=len(seen))
+    return seen
+
+
+class _Constants(keras.StatelessScope):
+    """Within it, a Keras variable is a constant of the graph that reads it."""
+
+    def __init__(self, model):
+        super().__init__()
+        self._arrays = {id(v): np.asarray(v) for v in model.variables}
+
+    def get_current_value(self, variable):
+        array = self._arrays.get(id(variable))
+        return None if array is None else tf.constant(array)
+
+
+def _convert_erfc(graph, node, name, _):
+    """erfc(x) = 1 - erf(x), a part of GELU."""
+    (x,) = node.input
+    erf, subtract = _with_nodes(graph, node)
+    one = graph.make_const(f"{name}_one", np.ones((), "float32")).output[0]
+    subtract("Sub", [one, erf("Erf", [x])])
+
+
+def _convert_xlogy(graph, node, name, _):
+    """xlogy(x, y) = x log y, and 0 where x is 0: the terms of an entropy."""
+    x, y = node.input
+    within, last = _with_nodes(graph, node)
+    zero = graph.make_const(f"{name}_zero", np.zeros((), "float32")).output[0]
+    product = within("Mul", [x, within("Log", [y])])
+    is_zero = graph.make_node("Equal", [x, zero]).output[0]
+    last("Where", [is_zero, zero, product])
+
+
+def _with_nodes(graph, node):
+    """Takes a node out of a graph of tf2onnx.
+
+    Returns:
+        Two functions that make a node of a kind from inputs and return its output: one
+        for those on the way, one for the last, which gives what the node gave.
+    """
+    (output,) = node.output
+    like = {
+        "shapes": [graph.get_shape(output)],
+        "dtypes": [graph.get_dtype(output)],
+    }
+    graph.remove_node(node.name)
+
+    def within(kind, inputs):
+        return graph.make_node(kind, inputs, **like).output[0]
+
+    def last(kind, inputs):
+        graph.make_node(kind, inputs, name=node.name, outputs=[output], **like)
+
+    return within, last
+
+
+# What tf2onnx does not know, though ONNX has what it takes.
+_HANDLERS = {"Erfc": (_convert_erfc, []), "Xlogy": (_convert_xlogy, [])}
+
+
+class _Complaints(logging.Handler):
+    """Keeps what tf2onnx logs about operations that it cannot convert."""
+
+    def __init__(self):
+        super().__init__(logging.ERROR)
+        self.operations = set()
+        self._logger = logging.getLogger("tf2onnx")
+
+    def emit(self, record):
+        message = record.getMessage()
+        found = re.findall(r"op \[.*?: (\w+)\] is not supported", message)
+        found += re.findall(r"OP=(\w+)", message)
+        if message.startswith("Unsupported ops"):
+            found += re.findall(r"'(\w+)'", message)
+        self.operations.update(found or [message.splitlines()[0]])
+
+    def __enter__(self):
+        self._before = self._logger.propagate, self._logger.level
+        self._logger.propagate = False
+        self._logger.setLevel(logging.ERROR)
+        self._logger.addHandler(self)
+
+    def __exit__(self, *_):
+        self._logger.removeHandler(self)
+        self._logger.propagate, level = self._before
+        self._logger.setLevel(level)
+
+
+def _operations_in(message):
+    """Names of the operations that LiteRT's converter says it does not have."""
+    return set(re.findall(r"'tf\.(\w+)' op is neither", message))
+
+
+def _unsupported(format, operations):
+    return ValueError(
+        f"`format={format!r}` does not have the operation(s) "
+        f"{', '.join(sorted(operations))}, which the model needs, so nothing was "
+        "written. Leave such a layer outside of the model, or export the model as "
+        "'tf_saved_model'."
+    )
+
+
+def _ends_of_ranges(model):
+    """One past the largest number that each integer input may hold."""
+    graph = build_graph(model)
+    ends = {value: 256 if value.spec.dtype == "uint8" else 2 for value in graph.inputs}
+    for step in graph.steps:
+        if isinstance(step.operation, keras.layers.Embedding):
+            ends |= {v: step.operation.input_dim for v in step.inputs if v in ends}
+    return list(ends.values())
+
+
+def _random(generator, spec, rows, end):
+    """Rows of an input; floats at several scales, so that some are easy, some hard."""
+    shape = [rows, *(size or _OPEN_SIZE for size in spec.shape[1:])]
+    if spec.dtype == tf.bool:
+        return generator.random(shape) < 0.5
+    if spec.dtype == tf.string:
+        return generator.integers(0, 10, shape).astype(str).astype(object)
+    if not spec.dtype.is_floating:
+        return generator.integers(0, end, shape).astype(spec.dtype.as_numpy_dtype)
+    scales = 10 ** generator.uniform(-2, 1, [rows] + [1] * (len(shape) - 1))
+    return (scales * generator.normal(size=shape)).astype(spec.dtype.as_numpy_dtype)
+
+
+def _compare(model, expected, found, tolerance, format):
+    """Raises a ValueError that names the first output that differs."""
+    same = found["exit_index"] == expected.exit_index
+    # Where a score lies on the threshold, the last bit decides, and both are right.
+    excused = same | _on_the_threshold(model, expected, found, tolerance)
+    if not excused.all():
+        row = int(np.argmin(excused))
+        raise _differing(
+            format,
+            "exit_index",
+            f"{found['exit_index'][row]} in place of {expected.exit_index[row]}",
+        )
+    for name, array in found.items():
+        one = np.asarray(array, "float64")[same]
+        other = np.asarray(getattr(expected, name), "float64")[same]
+        size = np.abs(other[np.isfinite(other)]).max(initial=1.0)
+        if one.shape != other.shape or not np.allclose(
+            one, other, rtol=tolerance, atol=tolerance * size, equal_nan=True
+        ):
+            received = f"shape {one.shape} in place of {other.shape}"
+            if one.shape == other.shape:
+                received = f"a difference of {np.abs(one - other).max():.3g}"
+            raise _differing(format, name, received)
+
+
+def _on_the_threshold(model, expected, found, tolerance):
+    earlier = np.minimum(expected.exit_index, found["exit_index"])
+    left_here = earlier == expected.exit_index
+    score = np.where(left_here, expected.confidence, found["confidence"])
+    thresholds = model.exit_rule.thresholds(len(model.exit_names) - 1)
+    thresholds = np.append(thresholds, np.inf)[earlier]
+    return np.abs(score - thresholds) <= tolerance
+
+
+def _differing(format, name, received):
+    return ValueError(
+        f"`format={format!r}`: the converted model gives another `{name}` than the "
+        f"model itself for the same random input, so nothing was written. Received: "
+        f"{received}."
+    )

@@ -1,0 +1,202 @@
+"""Leaving Python: SavedModel, LiteRT and ONNX of the dynamic road."""
+
+import copy
+import os
+import re
+import sys
+from pathlib import Path
+
+import keras
+import numpy as np
+import tensorflow as tf
+from keras import tree
+
+from keras_dynamic.models.converting import (
+    check_installed,
+    check_same_answers,
+    to_litert,
+    to_onnx,
+)
+from keras_dynamic.models.rules import Selected
+
+__all__ = ["export", "named_specs", "say", "write_saved_model"]
+
+_OPTIONS = {"tf_saved_model": (), "litert": (), "onnx": ("opset_version",)}
+_COLUMNS = ("outputs", "exit_index", "confidence", "probabilities")
+
+
+def export(model, filepath, format, verbose, input_signature, options):
+    """See `DynamicModel.export`."""
+    if format not in _OPTIONS:
+        raise ValueError(
+            f"`format` must be one of {sorted(_OPTIONS)}: elsewhere the exits would "
+            f"all be computed. Received: format={format!r}."
+        )
+    unknown = sorted(set(options) - set(_OPTIONS[format]))
+    if unknown:
+        raise TypeError(
+            f"`export` with `format={format!r}` takes no further arguments but "
+            f"{list(_OPTIONS[format])}. Received: {unknown}."
+        )
+    specs = named_specs(model, input_signature)
+    verbose = verbose is None or bool(verbose)
+    if format == "tf_saved_model":
+        _write(model, specs, filepath, counts=True, verbose=verbose)
+    else:
+        check_installed(format)
+        content, seen = _converted(model, specs, format, options)
+        path = Path(filepath)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f"{path.name}.partial")
+        partial.write_bytes(content)
+        os.replace(partial, path)
+    if verbose:
+        if format != "tf_saved_model":
+            left = zip(seen, model.exit_names, strict=True)
+            left = ", ".join(f"{count} at {name}" for count, name in left)
+            say(
+                f"Saved artifact at '{filepath}'. Run on {sum(seen)} random samples it "
+                f"gives the model's answers; they left: {left}."
+            )
+        say(_frozen(model))
+    if verbose and format == "litert":
+        say("LiteRT: make an interpreter for each batch size; one resized may crash.")
+
+
+def write_saved_model(filepath, serve, signature, resources, verbose=False):
+    """Writes a SavedModel with one endpoint, "serve".
+
+    Args:
+        filepath: string or path of the folder.
+        serve: function that returns a flat dict of tensors.
+        signature: list of structures of `tf.TensorSpec`s, the arguments of `serve`.
+        resources: Keras models or layers whose variables and tables it uses.
+        verbose: whether Keras prints the endpoint's signature.
+    """
+    archive = keras.export.ExportArchive()
+    for resource in resources:
+        archive.track(resource)
+    archive.add_endpoint("serve", serve, input_signature=signature)
+    archive.write_out(os.fspath(filepath), verbose=verbose)
+
+
+def named_specs(model, input_signature=None):
+    """A flat list of `tf.TensorSpec`s, one an input, with names that are words.
+
+    Args:
+        model: a functional model.
+        input_signature: structure of specs with a shape and a dtype each, in the order
+            of the model's inputs. Defaults to `None`, the model's own.
+
+    Raises:
+        ValueError: for another number of specs.
+    """
+    given = list(model.inputs)
+    if input_signature is not None:
+        given = tree.flatten(input_signature)
+    if len(given) != len(model.inputs):
+        raise ValueError(
+            "`input_signature` must hold one spec for each of the "
+            f"{len(model.inputs)} inputs. Received: {len(given)} specs: {given}."
+        )
+    return [
+        tf.TensorSpec(spec.shape, spec.dtype, name=re.sub(r"\W", "_", tensor.name))
+        for spec, tensor in zip(given, model.inputs, strict=True)
+    ]
+
+
+def say(text):
+    """What `verbose` asks for, on standard output."""
+    sys.stdout.write(f"{text}\n")
+
+
+def _converted(model, specs, format, options):
+    """(content, seen): the bytes of a converted model that has stood the comparison."""
+    if format == "litert":
+        # It has no float64, in which the savings of gates are counted.
+        counts = not model.road.has_gates
+        content, run = to_litert(lambda path: _write(model, specs, path, counts))
+    else:
+        serve = _serving(model, specs, counts=True)
+        content, run = to_onnx(model, serve, specs, **options)
+    return content, check_same_answers(model, run, specs, format)
+
+
+def _write(model, specs, filepath, counts, verbose=False):
+    serve = _serving(model, specs, counts)
+
+    def serve_structure(x):
+        return serve(tree.flatten(x))
+
+    signature = [tree.pack_sequence_as(model.input, specs)]
+    write_saved_model(filepath, serve_structure, signature, [model], verbose)
+
+
+def _serving(model, specs, counts):
+    """The function to export: a flat list of tensors to a dict of answers.
+
+    The rule, its thresholds and the temperatures are constants of it. No layer runs
+    on an empty batch, which some cannot take.
+
+    Args:
+        counts: whether the cost of each sample is among the answers; where a size
+            stays open it never is.
+    """
+    rule = model.exit_rule
+    walk, thresholds = model.road.walk_under(rule, model)
+    temperatures = np.asarray(model.calibration_temperatures)
+    costs = _costs(model, specs, rule) if counts else None
+    if costs is None:
+        walk = copy.copy(walk)
+        walk.has_gates = False  # then it adds up no savings
+
+    def serve(tensors):
+        x = tree.pack_sequence_as(model.input, tensors)
+        num_rows = tf.shape(tensors[0])[0]
+
+        def answer():
+            # Traced into the function that is exported, not compiled by itself.
+            return walk(x, tf.constant(fed), tf.constant(temperatures), eagerly=True)
+
+        answers = tf.cond(num_rows > 0, answer, lambda: walk.no_answers(num_rows))
+        found = {name: answers[name] for name in _COLUMNS}
+        if costs is not None:
+            cost = tf.gather(tf.constant(costs, tf.int64), answers["exit_index"])
+            if walk.has_gates:
+                cost -= tf.cast(tf.round(answers["saved"]), tf.int64)
+            found["cost"] = cost
+        return found
+
+    fed = thresholds.numpy()
+    return serve
+
+
+def _costs(model, specs, rule):
+    """FLOPs to leave at each exit, or None where they depend on an open size."""
+    if not model.road.open_sizes:
+        return model.road.costs(rule=rule).exits
+    shapes = tuple(tuple(spec.shape[1:]) for spec in specs)
+    if any(None in shape for shape in shapes):
+        return None
+    return model.road.costs(shapes, rule).exits
+
+
+def _frozen(model):
+    """Which rule an artifact holds, in words."""
+    if len(model.exit_names) == 1:
+        return "No early exit in it: samples save what gates and mixtures skip."
+    rule = model.exit_rule
+    if isinstance(rule, Selected):
+        return "Frozen in it: the selector's choice of exits, Selected()."
+    num_exits = len(model.exit_names) - 1
+    temperatures = [float(str(t)) for t in np.asarray(model.calibration_temperatures)]
+    text = f"Frozen in it: {rule!r} with temperatures {temperatures}"
+    if any(temperature != 1.0 for temperature in temperatures):
+        return f"{text}, as calibrated."
+    try:
+        default = type(rule)().thresholds(num_exits)
+    except TypeError:  # a rule of the user's own that has no default
+        default = None
+    if default is not None and np.array_equal(rule.thresholds(num_exits), default):
+        return f"{text}: the rule's default; the model was not calibrated."
+    return f"{text}: thresholds set by hand, or calibrated without a correction."

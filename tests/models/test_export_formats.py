@@ -1,0 +1,205 @@
+"""LiteRT and ONNX of the dynamic road: run there, compared, and nothing left behind."""
+
+import importlib.util
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import keras_dynamic as kd
+from keras_dynamic.models import export as exporting
+from tests.models.small_exports import Bessel, Trap, make, normal, rows_of, two_exits
+from tests.models.small_models import dense_model
+
+FORMATS = ("litert", "onnx")
+pytest.importorskip("ai_edge_litert")
+onnxruntime = pytest.importorskip("onnxruntime")
+
+
+def runner(path, format):
+    """Function that runs a file of a format: from arrays by name to arrays by name."""
+    if format == "litert":
+        from ai_edge_litert.interpreter import Interpreter
+
+        def run(arrays):
+            # One for each batch size: resized after a run, it corrupts its memory.
+            interpreter = Interpreter(str(path))
+            return interpreter.get_signature_runner("serve")(**arrays)
+
+        return run
+    session = onnxruntime.InferenceSession(str(path))
+    names = [output.name for output in session.get_outputs()]
+    return lambda arrays: dict(zip(names, session.run(None, arrays), strict=True))
+
+
+def trapped(threshold):
+    """Who gets past exit 1 falls into a trap."""
+    inputs = keras.Input((6,), name="features")
+    hidden = keras.layers.Dense(8, "tanh")(inputs)
+    rule = kd.rules.MaxProbability(threshold)
+    return two_exits(inputs, hidden, Trap(), exit_rule=rule)
+
+
+@pytest.mark.parametrize(
+    "kind, format",
+    [
+        ("images", "litert"),
+        ("selected", "litert"),
+        ("gate", "litert"),
+        ("images", "onnx"),
+        ("calibrated", "onnx"),
+        ("gated", "onnx"),
+        ("two_inputs", "onnx"),
+        ("tokens", "onnx"),
+    ],
+)
+def test_converted_equals_predict_dynamic(kind, format, tmp_path, capsys):
+    model, x = make(kind)
+    path = tmp_path / "deeper" / "model"
+    model.export(path, format=format)
+    told = capsys.readouterr().out
+    assert "Run on 38 random samples" in told and "Frozen in it" in told
+    assert [file.name for file in path.parent.iterdir()] == ["model"]
+    run = runner(path, format)
+    # LiteRT has no empty batches.
+    for rows in (1, 7, 128) if format == "litert" else (0, 1, 7, 128):
+        batch = rows_of(x, rows)
+        expected = model.predict_dynamic(batch, verbose=0, batch_size=128)
+        found = run(batch if isinstance(batch, dict) else {model.inputs[0].name: batch})
+        np.testing.assert_array_equal(found["exit_index"], expected.exit_index)
+        for name in ("outputs", "confidence", "probabilities"):
+            np.testing.assert_allclose(
+                found[name], getattr(expected, name), rtol=1e-4, atol=1e-4
+            )
+        # Nor has it float64, in which the savings of gates are counted.
+        assert ("cost" in found) == (format == "onnx" or kind != "gate")
+        if "cost" in found:
+            np.testing.assert_array_equal(found["cost"], expected.cost)
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_segments_that_nobody_reaches_do_not_run(format, tmp_path):
+    # The table lacks the entry that the last segment takes: whoever runs it fails.
+    trapped(0.1).export(tmp_path / "model", format=format, verbose=False)
+    found = runner(tmp_path / "model", format)({"features": normal(9, 6)})
+    assert np.all(found["exit_index"] == 0)
+
+
+def test_models_that_cannot_be_run_there_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        kd.DynamicModel,
+        "predict_dynamic",
+        lambda self, x, **_: answers(x),
+    )
+
+    def answers(x):
+        return kd.DynamicPrediction(
+            outputs=np.zeros((len(x), 4), "float32"),
+            exit_index=np.zeros(len(x), "int32"),
+            confidence=np.ones(len(x), "float32"),
+            cost=np.zeros(len(x), "int64"),
+            probabilities=np.zeros((len(x), 4), "float32"),
+            exit_names=("exit_1", "final"),
+            segment_rows=np.zeros(2, "int64"),
+            reference_cost=1,
+        )
+
+    with pytest.raises(ValueError, match="onnx cannot run it on a batch of 1"):
+        trapped(None).export(tmp_path / "model", format="onnx", verbose=False)
+    assert not list(tmp_path.iterdir())
+
+
+# Errors
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_operations_that_a_format_lacks_are_named(format, tmp_path):
+    inputs = keras.Input((6,), name="features")
+    model = two_exits(inputs, keras.layers.Dense(8)(inputs), Bessel())
+    with pytest.raises(ValueError, match=rf"`format='{format}'`.* BesselI0, which"):
+        model.export(tmp_path / "model", format=format)
+    assert not list(tmp_path.iterdir())
+
+
+def test_bfloat16_is_refused_by_onnx(tmp_path):
+    model, _ = make("half_precision")
+    with pytest.raises(ValueError, match="cannot hold this model.*'bfloat16'"):
+        model.export(tmp_path / "model", format="onnx")
+    assert not list(tmp_path.iterdir())
+
+
+def test_mixtures_are_refused_by_litert(tmp_path):
+    model, _ = make("gated")
+    with pytest.raises(ValueError, match="DenseBincount, InvertPermutation, which"):
+        model.export(tmp_path / "model", format="litert")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["outputs", "confidence", "exit_index", "cost"])
+def test_a_difference_is_an_error_that_names_the_output(name, tmp_path, monkeypatch):
+    def convert_badly(model, serve, specs):
+        def run(arrays):
+            found = serve([tf.constant(arrays["features"])])
+            found = {key: tensor.numpy() for key, tensor in found.items()}
+            wrong = 1 - found[name] if name == "exit_index" else found[name] + 1
+            return {**found, name: wrong}
+
+        return b"", run
+
+    monkeypatch.setattr(exporting, "to_onnx", convert_badly)
+    model = trapped(0.1)
+    with pytest.raises(ValueError, match=f"another `{name}` than the model"):
+        model.export(tmp_path / "model", format="onnx")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_score_on_the_threshold_may_go_either_way(monkeypatch):
+    from keras_dynamic.models.converting import check_same_answers
+
+    model = trapped(0.1)
+    specs = exporting.named_specs(model)
+    predict = model.predict_dynamic
+
+    def run_with(confidence):
+        def run(arrays):
+            p = predict(arrays["features"], verbose=0, batch_size=32)
+            found = {
+                name: getattr(p, name).copy()
+                for name in ("outputs", "exit_index", "confidence", "probabilities")
+            }
+            # The reference goes on past exit 1, this one leaves there.
+            found["exit_index"][0], found["confidence"][0] = 0, confidence
+            return found
+
+        return run
+
+    def predict_going_on(x, **options):
+        p = predict(np.asarray(x), **options)
+        p.exit_index[0] = 1
+        return p
+
+    monkeypatch.setattr(model, "predict_dynamic", predict_going_on)
+    check_same_answers(model, run_with(0.1 + 5e-5), specs, "onnx")
+    with pytest.raises(ValueError, match="another `exit_index`.*0 in place of 1"):
+        check_same_answers(model, run_with(0.1 + 5e-3), specs, "onnx")
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_missing_packages_name_the_extra(format, tmp_path, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ImportError, match=r'pip install "keras_dynamic\[export\]"'):
+        dense_model(compiled=False).export(tmp_path / "model", format=format)
+    assert not list(tmp_path.iterdir())
+
+
+def test_opset_version_is_that_of_the_file(tmp_path):
+    onnx = pytest.importorskip("onnx")
+    model = trapped(0.1)
+    model.export(tmp_path / "model", format="onnx", verbose=False, opset_version=17)
+    (opset,) = [
+        each.version
+        for each in onnx.load(str(tmp_path / "model")).opset_import
+        if each.domain == ""
+    ]
+    assert opset == 17
