@@ -6,10 +6,18 @@ segment, and it runs when enough have come. Every sample keeps its number, by wh
 answers are put in order in the end.
 
 A pool never holds more than twice the rows of a batch.
+
+What waits is passed from function to function as a tuple, called `parts`:
+
+    moving  list of tensors (rows, ...), the live values that carry the batch
+    masks   list of the masks (rows, ...) that some of them carry
+    whole   list of tensors, the live values without a batch axis
+    rows    (rows,) int64, the samples' numbers
+    state   dict of tensors (rows, ...): the rule's memory, whether a row is broken, and
+            what gates have saved
 """
 
-import dataclasses
-import statistics
+import threading
 import time
 
 import numpy as np
@@ -20,34 +28,14 @@ from keras_dynamic._compat import keep_mask, kept_mask, set_mask
 from keras_dynamic.models.engine import score_exit, who_leaves
 from keras_dynamic.models.gates import run_counted
 from keras_dynamic.models.graph import run_steps
+from keras_dynamic.models.timing import median_time
 
 __all__ = ["Pools", "StageFunctions"]
 
 # From so many rows on, a segment's time for one row hardly falls any more.
 _ENOUGH = 32
-
-
-@dataclasses.dataclass(frozen=True)
-class Chunk:
-    """Rows that wait at a segment, as a structure of tensors.
-
-    Attributes:
-        moving: list of tensors (rows, ...), the live values that carry the batch.
-        masks: list of tensors (rows, ...) or None, their masks.
-        whole: list of tensors, the live values without a batch axis.
-        rows: (rows,) int64, the samples' numbers.
-        state: dict of tensors (rows, ...): the rule's memory, whether a row is broken,
-            what gates have saved.
-    """
-
-    moving: list
-    masks: list
-    whole: list
-    rows: tf.Tensor
-    state: dict
-
-    def parts(self):
-        return (self.moving, self.masks, self.whole, self.rows, self.state)
+# Seconds of work after which it is worth the time to compile segments and compare.
+_TRIAL_AFTER = 3.0
 
 
 class StageFunctions:
@@ -63,6 +51,8 @@ class StageFunctions:
         self._compiled = {}
         # (rows of a batch, kinds of its tensors) to the segments that XLA runs faster.
         self._faster = {}
+        self._lock = threading.RLock()
+        self.seconds = 0.0  # spent in them so far
         self._masked, self._absent = {}, {}
 
     def first(self, x, number, knobs, size=None):
@@ -121,45 +111,45 @@ class StageFunctions:
         return absent, *(_kind(t) for t in flat if t is not None)
 
     def faster_compiled(self, x, knobs):
-        """The segments that XLA runs faster on full batches, measured once.
+        """The segments that XLA runs faster on full batches like `x`, measured once."""
+        key = (_count(x), *self.kind_of(x))
+        with self._lock:
+            if key not in self._faster:
+                self._faster[key] = frozenset(self._measured(x, knobs))
+            return self._faster[key]
 
-        Args:
-            x: a full batch.
-        """
-        key = (
-            next(t for t in tree.flatten(x) if t is not None).shape[0],
-            *self.kind_of(x),
-        )
-        if key not in self._faster:
-            self._faster[key] = frozenset(self._measure(x, knobs))
-        return self._faster[key]
+    def known_faster(self, x):
+        """What `faster_compiled` found, if it was asked."""
+        return self._faster.get((_count(x), *self.kind_of(x)), frozenset())
 
-    def _measure(self, x, knobs):
+    def _measured(self, x, knobs):
+        """Yields the segments that XLA runs faster; nobody leaves meanwhile."""
         if self.walk.has_gates:
-            return
+            return  # under XLA closed gates save nothing
         values, _, _ = self.walk.start(x, knobs[0])
-        for index, segment in enumerate(self.walk.segments):
-            fed = [values[v] for v in segment.inputs]
-            masks = [None if t is None else kept_mask(t) for t in fed]
-            times = []
-            for jit in (False, True):
-                core = self._core(index, jit)
-                try:
-                    results, new = core(fed, masks)
-                except tf.errors.OpError:  # XLA has no such operation
-                    times.append(float("inf"))
-                    continue
-                times.append(_median_time(lambda core=core: core(fed, masks)))
-                if not jit:
-                    for value, tensor, mask in zip(
-                        self._made(index), results, new, strict=True
-                    ):
-                        values[value] = _with_mask(tensor, mask)
-            if times[1] < times[0]:
+        for index in range(len(self.walk.segments)):
+            own, compiled = self._core(index, False), self._core(index, True)
+            fed = self._fed(index, values)
+            try:
+                seconds = _seconds(compiled, fed)
+            except (tf.errors.OpError, ValueError):  # an operation that XLA lacks
+                seconds = float("inf")
+            if seconds < _seconds(own, fed):
                 yield index
+            self._take(index, values, own(*fed))
+
+    def _fed(self, index, values):
+        """(tensors, masks), what `_core` takes."""
+        tensors = [values[value] for value in self.walk.segments[index].inputs]
+        return tensors, [None if t is None else kept_mask(t) for t in tensors]
+
+    def _take(self, index, values, results):
+        """Adds what `_core` gave to `values`."""
+        for value, tensor, mask in zip(self._made(index), *results, strict=True):
+            values[value] = _with_mask(tensor, mask)
 
     def _made(self, index):
-        """The values that a segment hands on: its exit, and what it adds to the live."""
+        """What a segment hands on: its exit, and what it adds to the live values."""
         segment = self.walk.segments[index]
         made = {value for step in segment.steps for value in step.outputs}
         return list(
@@ -205,13 +195,8 @@ class StageFunctions:
         elif size is None:
             run_steps(segment.steps, values)
         else:
-            fed = [values[v] for v in segment.inputs]
-            masks = [None if t is None else kept_mask(t) for t in fed]
-            results, new = self._core(index, True)(fed, masks)
-            for value, tensor, mask in zip(
-                self._made(index), results, new, strict=True
-            ):
-                values[value] = _with_mask(tensor, mask)
+            compiled = self._core(index, True)
+            self._take(index, values, compiled(*self._fed(index, values)))
         outputs = values[segment.exit]
         probabilities, score, memory = score_exit(
             rule,
@@ -275,76 +260,86 @@ class Pools:
 
     Args:
         functions: `StageFunctions`.
-        size: int, rows of a batch.
-        thresholds, temperatures: as a walk takes them.
+        size: int, rows of a full batch.
+        knobs: (thresholds, temperatures).
     """
 
-    def __init__(self, functions, size, thresholds, temperatures):
-        self.functions, self.size = functions, size
-        self.knobs = thresholds, temperatures
+    def __init__(self, functions, size, knobs):
+        self.functions, self.size, self.knobs = functions, size, knobs
         segments = len(functions.walk.segments)
-        self.waiting = [[] for _ in range(segments)]
-        self.counts = [0] * segments
         self.segment_rows = np.zeros(segments, "int64")
-        self.found = []
-        self.number = 0
-        self.compiled = frozenset()
+        self._waiting = [[] for _ in range(segments)]
+        self._counts = [0] * segments
+        self._found = []
+        self._number = 0
+        self._compiled = None
 
     def add(self, x):
         """Takes a batch; what is worth running runs."""
-        count = next(t for t in tree.flatten(x) if t is not None).shape[0]
-        size = count if 0 in self.compiled and count == self.size else None
-        found, stayers = self.functions.first(x, self.number, self.knobs, size)
-        self._note(0, count, found, stayers)
-        self.number += count
+        start, count = time.perf_counter(), _count(x)
+        is_full = count == self.size
+        if self._compiled is None:
+            self._compiled = self.functions.known_faster(x) if is_full else frozenset()
+        size = count if is_full and 0 in self._compiled else None
+        answered = self.functions.first(x, self._number, self.knobs, size)
+        self._number += count
+        self._note(0, count, *answered)
+        self.functions.seconds += time.perf_counter() - start
+        if is_full and self.functions.seconds > _TRIAL_AFTER:
+            self._compiled = self.functions.faster_compiled(x, self.knobs)
 
     def finish(self):
-        """Runs all that waits."""
-        for index in range(1, len(self.waiting)):
-            if self.counts[index]:
+        """Runs all that waits.
+
+        Returns:
+            A dict of arrays in the order of the samples: outputs, probabilities,
+            exit_index, confidence, and with gates in the graph saved.
+        """
+        for index in range(1, len(self._waiting)):
+            if self._counts[index]:
                 self._run(index)
+        rows = np.concatenate([found["rows"].numpy() for _, found in self._found])
+        order = np.argsort(rows)
+        exits = [np.full(len(f["rows"]), index) for index, f in self._found]
+        columns = {"exit_index": np.concatenate(exits).astype("int32")[order]}
+        for name in self._found[0][1].keys() - {"rows"}:
+            parts = [found[name].numpy() for _, found in self._found]
+            columns[name] = np.concatenate(parts)[order]
+        return columns
 
     def _note(self, index, count, found, stayers):
+        """Keeps the answers found, and sends the others to the next segment."""
         self.segment_rows[index] += count
-        self.found.append((index, found))
+        self._found.append((index, found))
+        following = index + 1
         if stayers is None or not (staying := stayers[3].shape[0]):
             return
-        self.waiting[index + 1].append(stayers)
-        self.counts[index + 1] += staying
-        if index + 1 in self.compiled:
-            while self.counts[index + 1] >= self.size:
-                self._run(index + 1, self.size)
-        elif self.counts[index + 1] >= min(self.size, _ENOUGH):
-            self._run(index + 1)
+        self._waiting[following].append(stayers)
+        self._counts[following] += staying
+        if following in self._compiled:
+            while self._counts[following] >= self.size:
+                self._run(following, self.size)
+        elif self._counts[following] >= min(self.size, _ENOUGH):
+            self._run(following)
 
     def _run(self, index, size=None):
-        chunks, count = self.waiting[index], self.counts[index]
+        """Runs a segment on all that waits, or on `size` rows as XLA compiled it."""
+        chunks, count = self._waiting[index], self._counts[index]
         parts = chunks[0] if len(chunks) == 1 else _joined(chunks)
-        self.waiting[index], self.counts[index] = [], 0
+        self._waiting[index], self._counts[index] = [], 0
         if size is not None and count > size:
-            self.waiting[index] = [_sliced(parts, slice(size, None))]
-            self.counts[index] = count - size
+            self._waiting[index] = [_sliced(parts, slice(size, None))]
+            self._counts[index] = count - size
             parts, count = _sliced(parts, slice(0, size)), size
-        found, stayers = self.functions.later(index, parts, self.knobs, size)
-        self._note(index, count, found, stayers)
-
-    def answers(self):
-        """Columns in the order of the samples."""
-        rows = np.concatenate([np.asarray(f["rows"]) for _, f in self.found])
-        order = np.argsort(rows, kind="stable")
-        columns = {}
-        for name in self.found[0][1]:
-            if name != "rows":
-                parts = [np.asarray(found[name]) for _, found in self.found]
-                columns[name] = np.concatenate(parts)[order]
-        exits = [np.full(f["rows"].shape[0], index, "int32") for index, f in self.found]
-        columns["exit_index"] = np.concatenate(exits)[order]
-        return columns
+        self._note(index, count, *self.functions.later(index, parts, self.knobs, size))
 
 
 def _joined(chunks):
     moving, masks, _, rows, state = zip(*chunks, strict=True)
-    join = lambda *tensors: tf.concat(tensors, axis=0)
+
+    def join(*tensors):
+        return tf.concat(tensors, axis=0)
+
     return (
         [join(*tensors) for tensors in zip(*moving, strict=True)],
         [join(*tensors) for tensors in zip(*masks, strict=True)],
@@ -379,10 +374,9 @@ def _like(x, given):
     return tree.pack_sequence_as(x, filled)
 
 
-def _median_time(run, repeats=5):
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        tf.nest.map_structure(lambda t: t.numpy(), run()[0][:1])
-        times.append(time.perf_counter() - start)
-    return statistics.median(times)
+def _count(x):
+    return next(t for t in tree.flatten(x) if t is not None).shape[0]
+
+
+def _seconds(function, fed):
+    return median_time(lambda: function(*fed)[0][0], repeats=5)
