@@ -1,14 +1,17 @@
 """DynamicValidation: the dynamic road's scores in the logs of `fit`."""
 
 import keras
-import numpy as np
 
 from keras_dynamic.calibration import UnreachableGoal
+from keras_dynamic.callbacks._data import checked_pairs
 from keras_dynamic.layers._checks import positive_integer
 from keras_dynamic.models import rules
 from keras_dynamic.models.calibrating import check_goals
 
 __all__ = ["DynamicValidation"]
+
+# How often a floor of accuracy is lowered to what the search says that it can reach.
+_ATTEMPTS = 4
 
 
 class DynamicValidation(keras.callbacks.Callback):
@@ -40,15 +43,17 @@ class DynamicValidation(keras.callbacks.Callback):
             `"max_probability"`.
         budget, max_accuracy_drop, min_accuracy: as in `DynamicModel.calibrate`, one of
             them at most. After an epoch in which `min_accuracy` cannot be reached, as
-            the first ones of a training, every exit is closed. Defaults to `None`.
+            the first ones of a training, thresholds are chosen for the highest
+            accuracy that can. Defaults to `None`.
         batch_size: int or `None` (32).
         update_freq: int >= 1, every how many epochs. Defaults to 1.
 
     Raises:
-        TypeError: for data of another form; from `fit`, for a model that is no
-            `DynamicModel`, or a goal that is no number.
-        ValueError: for an `update_freq` below 1; from `fit` before the first step, for
-            two goals, or one that the model can have no thresholds for.
+        TypeError: for data of another form, an iterator too; from `fit`, for a model
+            that is no `DynamicModel`, or a goal that is no number.
+        ValueError: for an `update_freq` below 1 or a dataset without end; from `fit`
+            before the first step, for two goals, one out of its range, or one that the
+            model can have no thresholds for.
         kd.calibration.UnreachableGoal: a ValueError, from `fit`, for a `budget` that
             cannot be reached.
 
@@ -79,14 +84,16 @@ class DynamicValidation(keras.callbacks.Callback):
         min_accuracy=None,
     ):
         super().__init__()
-        self.calibration_data = _checked_data("calibration_data", calibration_data)
-        self.validation_data = _checked_data("validation_data", validation_data)
+        self.calibration_data = checked_pairs("calibration_data", calibration_data)
+        self.validation_data = checked_pairs("validation_data", validation_data)
         if rule is not None:
             rules.get(rule)  # an unknown name is an error here already
         self.rule = rule
         self.budget = budget
         self.max_accuracy_drop = max_accuracy_drop
         self.min_accuracy = min_accuracy
+        if batch_size is not None:
+            positive_integer("batch_size", batch_size)
         self.batch_size = batch_size
         self.update_freq = positive_integer("update_freq", update_freq)
 
@@ -120,17 +127,24 @@ class DynamicValidation(keras.callbacks.Callback):
         logs.update({f"val_dynamic_{name}": value for name, value in results.items()})
 
     def _calibrate(self):
-        data, size = self.calibration_data, self.batch_size
-        try:
-            self.model.calibrate(
-                *data, rule=self._rule(), **self._goals(), batch_size=size
-            )
-        except UnreachableGoal:
-            if self.min_accuracy is None:
-                raise
-            # The full network is what comes nearest; later epochs may do better.
-            closed = rules.get(self._rule()).with_threshold(None)
-            self.model.calibrate(*data, rule=closed, batch_size=size)
+        goals = self._goals()
+        for _ in range(_ATTEMPTS):
+            try:
+                return self._calibrate_for(goals)
+            except UnreachableGoal as error:
+                if self.min_accuracy is None:
+                    raise
+                goals = {"min_accuracy": error.reachable}
+        # The search is local: it may miss what it found with another aim.
+        return self._calibrate_for({}, rules.get(self._rule()).with_threshold(None))
+
+    def _calibrate_for(self, goals, rule=None):
+        self.model.calibrate(
+            *self.calibration_data,
+            rule=self._rule() if rule is None else rule,
+            batch_size=self.batch_size,
+            **goals,
+        )
 
     def _rule(self):
         if self.rule is not None:
@@ -147,20 +161,3 @@ class DynamicValidation(keras.callbacks.Callback):
             "max_accuracy_drop": self.max_accuracy_drop,
             "min_accuracy": self.min_accuracy,
         }
-
-
-def _checked_data(name, data):
-    """The arguments (x, y) or (dataset,)."""
-    if isinstance(data, (tuple, list)):
-        if len(data) != 2:
-            raise TypeError(
-                f"`{name}` must be (x, y), or a dataset of such pairs. Received: a "
-                f"{type(data).__name__} of {len(data)}."
-            )
-        return tuple(data)
-    if isinstance(data, (np.ndarray, str, dict)) or data is None:
-        raise TypeError(
-            f"`{name}` must be (x, y), or a dataset of such pairs. Received: "
-            f"{type(data)}."
-        )
-    return (data,)

@@ -6,6 +6,7 @@ import keras
 import tensorflow as tf
 
 from keras_dynamic._compat import validation_writer
+from keras_dynamic.callbacks._data import check_repeatable
 from keras_dynamic.callbacks._statistics import histograms_of, is_dynamic
 from keras_dynamic.layers._checks import positive_integer
 
@@ -58,7 +59,7 @@ class TensorBoard(keras.callbacks.TensorBoard):
         **kwargs: as in `keras.callbacks.TensorBoard`.
 
     Raises:
-        TypeError: for a generator as `data`.
+        TypeError: for a generator as `data`, or a `log_dir` that is no path.
         ValueError: for a `data_freq` below 1 or an endless dataset; from `fit`, before
             the first step, for a `log_dir` that cannot be written to, and for `data`
             where nothing in the model is dynamic.
@@ -81,8 +82,14 @@ class TensorBoard(keras.callbacks.TensorBoard):
     def __init__(
         self, log_dir="logs", data=None, data_freq=1, batch_size=None, **kwargs
     ):
+        if not isinstance(log_dir, (str, os.PathLike)):
+            raise TypeError(
+                "`log_dir` must be a path. Received: "
+                f"log_dir={log_dir!r} of type {type(log_dir)}."
+            )
         super().__init__(log_dir, **kwargs)
-        self.data = _checked_data(data)
+        check_repeatable("data", data)
+        self.data = data
         self.data_freq = positive_integer("data_freq", data_freq)
         self.batch_size = batch_size
         self._next_step, self._steps_before = 0, None
@@ -124,22 +131,6 @@ class TensorBoard(keras.callbacks.TensorBoard):
                 # `tf.summary.histogram` takes no edges, and would spread five exits
                 # over thirty buckets.
                 tf.summary.write(name, buckets.astype("float64"), step, metadata)
-
-
-def _checked_data(data):
-    if hasattr(data, "__next__"):
-        raise TypeError(
-            "`data` is read after every epoch, which an iterator cannot be; give "
-            f"arrays or a dataset. Received: {type(data)}."
-        )
-    endless = isinstance(data, tf.data.Dataset) and (
-        int(data.cardinality()) == tf.data.INFINITE_CARDINALITY
-    )
-    if endless:
-        raise ValueError(
-            "`data` must come to an end; use `take`. Received: an endless dataset."
-        )
-    return data
 
 
 def _check_directory(log_dir):

@@ -9,6 +9,7 @@ from keras import tree, utils
 
 from keras_dynamic import calibration
 from keras_dynamic._compat import BatchIterator
+from keras_dynamic.calibration._goals import check_goals as check_ranges
 from keras_dynamic.models import rules
 from keras_dynamic.models.batch_axis import same_rows
 from keras_dynamic.models.engine import score_exit, who_leaves
@@ -62,13 +63,15 @@ def check_goals(model, rule, goals):
             )
     if len(given) > 1:
         names = " or ".join(f"`{name}`" for name in given)
-        raise ValueError(f"Give {names}, not both. Received: {received}.")
+        raise ValueError(f"Give one of {names}. Received: {received}.")
     if given and len(model.exit_names) == 1:
         raise ValueError(
             "A goal needs an early exit to choose a threshold for; gates are trained, "
             "by `target_rate` and `cost_weight`. Received: a model with one output, "
             f"{received}."
         )
+    if given:
+        check_ranges(**goals)
     return next(iter(given.items()), None)
 
 

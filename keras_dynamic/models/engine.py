@@ -12,7 +12,7 @@ from keras_dynamic.models.graph import run_steps
 from keras_dynamic.models.rows import rows_with_nan, take_rows, write_rows
 from keras_dynamic.ops.confidence import calibrated_probabilities
 
-__all__ = ["CompiledWalk", "Walk", "score_exit", "who_leaves"]
+__all__ = ["CompiledWalk", "DenseWalk", "Walk", "score_exit", "who_leaves"]
 
 
 def score_exit(rule, state, broken, outputs, kind, temperature, exit_index):
@@ -254,3 +254,28 @@ class Walk(CompiledWalk):
             )
 
         return tf.cond(tf.size(staying) > 0, go_on, lambda: answers)
+
+
+class DenseWalk(CompiledWalk):
+    """The dense road: every segment on every sample.
+
+    Args:
+        segments: `Segment`s in order.
+        intake, inputs: as in `CompiledWalk`.
+    """
+
+    def __init__(self, segments, intake, inputs):
+        steps = [step for segment in segments for step in segment.steps]
+        super().__init__([segment.exit for segment in segments], intake, inputs, steps)
+        self.segments = segments
+
+    def _walk(self, x, thresholds, temperatures):
+        """(outputs of the exits, what gates saved up to each, (batch,) FLOPs)."""
+        del thresholds, temperatures
+        values, num_rows, _ = self._fed(x)
+        rows, sums = tf.range(num_rows), []
+        state = {"saved": tf.zeros([num_rows], tf.float64)}
+        for segment in self.segments:
+            state = self.run(segment.steps, values, state, rows)
+            sums.append(state["saved"])
+        return [values[value] for value in self.exits], sums

@@ -18,10 +18,10 @@ from keras_dynamic.models.costs import (
     step_flops,
     step_savings,
 )
-from keras_dynamic.models.engine import Walk
+from keras_dynamic.models.engine import DenseWalk, Walk
 from keras_dynamic.models.flops_of_choices import winners
-from keras_dynamic.models.gates import holds_gates, run_counted
-from keras_dynamic.models.graph import build_graph, find_masks, run_steps
+from keras_dynamic.models.gates import holds_gates
+from keras_dynamic.models.graph import build_graph, find_masks
 from keras_dynamic.models.heads import check_against_loss, describe_head
 from keras_dynamic.models.per_exit import (
     entries_of_final,
@@ -85,9 +85,7 @@ class Road:
         self._walks, self._stages, self._costs = {}, {}, {}
         self.final = self.losses = self.loss_weights = None
         self.has_gates = holds_gates(graph.steps)
-        self._dense = tf.function(
-            self._run_all_segments, autograph=False, reduce_retracing=not self.has_gates
-        )
+        self._dense = DenseWalk(self.segments, self._intake, graph.inputs)
 
     @property
     def kinds(self):
@@ -265,21 +263,9 @@ class Road:
             A list of arrays (batch, units), and a (batch, exits) array of FLOPs that
             closed gates did not execute for those who get as far as an exit.
         """
-        outputs, saved = self._dense(x)
+        exits = len(self.heads)
+        outputs, saved = self._dense(x, tf.zeros([exits - 1]), tf.ones([exits]))
         return [np.asarray(output) for output in outputs], np.stack(saved, axis=1)
-
-    def _run_all_segments(self, x):
-        fed = tree.flatten(self._intake(x, training=False))
-        num_rows = tf.shape(next(tensor for tensor in fed if tensor is not None))[0]
-        values = dict(zip(self._graph.inputs, fed, strict=True))
-        saved, sums = tf.zeros([num_rows], tf.float64), []
-        for segment in self.segments:
-            if self.has_gates:
-                saved += run_counted(segment.steps, values, num_rows)
-            else:
-                run_steps(segment.steps, values)
-            sums.append(saved)
-        return [values[segment.exit] for segment in self.segments], sums
 
     def check_input(self, x):
         """Keras' own error for input of a wrong shape, dtype or structure."""

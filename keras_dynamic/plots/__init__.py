@@ -16,13 +16,12 @@ from keras_dynamic.plots.diagram import ModelDiagram, model_diagram
 from keras_dynamic.plots.experts import (
     ExpertLoad,
     ExpertLoadByClass,
-    PatchExperts,
     expert_load,
     expert_load_by_class,
-    patch_experts,
 )
 from keras_dynamic.plots.gates import GatesByClass, gates_by_class
 from keras_dynamic.plots.honesty import Reliability, ReliabilityBins, reliability
+from keras_dynamic.plots.patches import PatchExperts, patch_experts
 from keras_dynamic.plots.rates import ExitRates, exit_rates
 from keras_dynamic.plots.samples import SamplesByExit, samples_by_exit
 from keras_dynamic.plots.selection import ExitSelection, exit_selection

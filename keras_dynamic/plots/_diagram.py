@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 from matplotlib import pyplot
 
-__all__ = ["draw_diagram"]
+__all__ = ["draw_diagram", "shortened"]
 
 # Okabe and Ito's colors; the kind is written beside the bar as well.
 _FACES = {
@@ -147,7 +147,7 @@ def _draw_layers(ax, record, row, top, share, scale):
         words.append(f"open {_percent(rate)}")
     if record.notes[first]:
         words.append(record.notes[first])
-    words = _shortened(", ".join(words), _WORDS)
+    words = shortened(", ".join(words), _WORDS)
     ax.text(_BARS + share * scale + 0.1, middle, words, **text)
 
 
@@ -166,7 +166,7 @@ def _draw_exit(ax, record, index, top, trunk):
         )
     )
     text = {"va": "center", "fontsize": 8, "zorder": 3}
-    name = _shortened(record.exits[index], _LABEL)
+    name = shortened(record.exits[index], _LABEL)
     ax.text(_BARS + 0.12, top + 0.52, name, weight="bold", **text)
     rate = record.exit_rates[index]
     if not np.isnan(rate):
@@ -179,7 +179,7 @@ def _draw_exit(ax, record, index, top, trunk):
         own = np.flatnonzero(record.in_head & (record.segments == index))
         held = [record.layers[i] for i in own if record.kinds[i] != "layer"]
         words.insert(1, f"head {head}" + (f" with {', '.join(held)}" if held else ""))
-    ax.text(_BARS + 0.12, top + 1.15, _shortened(", ".join(words), _EXIT_WORDS), **text)
+    ax.text(_BARS + 0.12, top + 1.15, shortened(", ".join(words), _EXIT_WORDS), **text)
 
 
 def _draw_arrow(ax, start, end):
@@ -193,13 +193,13 @@ def _joined(record, layers):
     if len(joined) <= _LABEL:
         return joined
     if len(layers) == 1:
-        return _shortened(joined, _LABEL)
+        return shortened(joined, _LABEL)
     more = f" + {len(layers) - 1} more"
     dearest = max(layers, key=lambda index: np.nan_to_num(record.flops[index]))
-    return _shortened(record.layers[dearest], _LABEL - len(more)) + more
+    return shortened(record.layers[dearest], _LABEL - len(more)) + more
 
 
-def _shortened(text, length):
+def shortened(text, length):
     """The beginning and the end, which holds the number."""
     if len(text) <= length:
         return text

@@ -8,17 +8,23 @@ from keras_dynamic.models.dynamic_model import DynamicModel
 
 __all__ = [
     "COLORS",
+    "TITLE_LENGTH",
     "axes_in_row",
     "axes_or_new",
     "check_model",
     "color_of",
     "draw_front",
+    "name_ticks",
+    "shown_images",
     "style_of",
     "ticks",
+    "units",
 ]
 
 # Okabe and Ito's colors without black, legible to the color-blind.
 COLORS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7")
+# Characters of a title above one of the axes of `axes_in_row`.
+TITLE_LENGTH = 28
 
 
 def axes_or_new(ax, **arguments):
@@ -48,9 +54,32 @@ def check_model(model):
         )
 
 
-def ticks(number):
-    """At most sixteen of 0, 1, ..., number - 1."""
-    return np.arange(0, number, max(1, number // 8))
+def ticks(number, few=8):
+    """0, 1, ..., number - 1, or where these are 2 `few` and more some of them."""
+    return np.arange(0, number, max(1, number // few))
+
+
+def name_ticks(axis, names, few=12):
+    """Names along an axis, or some of them where there are many."""
+    places = ticks(len(names), few)
+    axis.set_ticks(places, [str(names[place]) for place in places])
+
+
+def units(number, noun):
+    """ "1 sample", "2,000 samples"."""
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")
+
+
+def shown_images(images):
+    """Gray images without their channel; colors in [0, 1]."""
+    if images.shape[3:] == (1,):
+        images = images[..., 0]
+    if images.ndim == 3 or not images.size:
+        return images
+    low, high = float(images.min()), float(images.max())
+    if low >= 0 and high <= 1:
+        return images
+    return (images - low) / max(high - low, 1e-12)
 
 
 def color_of(index):

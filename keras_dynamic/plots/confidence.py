@@ -7,7 +7,13 @@ import numpy as np
 from keras_dynamic.layers._checks import positive_integer
 from keras_dynamic.models import rules
 from keras_dynamic.models.calibrating import dense_answers, exit_scores, exits_under
-from keras_dynamic.plots._drawing import axes_in_row, check_model, color_of
+from keras_dynamic.plots._diagram import shortened
+from keras_dynamic.plots._drawing import (
+    TITLE_LENGTH,
+    axes_in_row,
+    check_model,
+    color_of,
+)
 
 __all__ = ["ConfidenceHistograms", "confidence_histograms"]
 
@@ -69,7 +75,8 @@ class ConfidenceHistograms:
         axes = axes_in_row(axes, len(self.exit_names), 3.2, 3.0)
         for index, (ax, name) in enumerate(zip(axes, self.exit_names, strict=True)):
             self._plot_one(ax, index)
-            ax.set(xlabel=_UNITS.get(self.rule, f"score of {self.rule}"), title=name)
+            ax.set_xlabel(_UNITS.get(self.rule, f"score of {self.rule}"))
+            ax.set_title(shortened(name, TITLE_LENGTH), fontsize="medium")
         axes[0].set_ylabel("samples")
         return axes
 

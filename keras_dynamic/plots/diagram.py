@@ -16,6 +16,7 @@ from keras_dynamic.models.per_exit import own_weights
 from keras_dynamic.models.rules import Selected
 from keras_dynamic.models.structure import shapes_of_inputs
 from keras_dynamic.plots._diagram import draw_diagram
+from keras_dynamic.plots._inputs import checked_logs
 
 __all__ = ["ModelDiagram", "model_diagram"]
 
@@ -152,6 +153,7 @@ def model_diagram(model, logs=None, input_shape=None):
         A `ModelDiagram`.
 
     Raises:
+        TypeError: if the logs are no dict.
         ValueError: if the model is no such model, a size is unknown, or the logs hold
             no rate of it.
 
@@ -175,6 +177,15 @@ def model_diagram(model, logs=None, input_shape=None):
             f"{model!r} of type {type(model)}."
         )
     shapes = shapes_of_inputs(input_shape, len(model.inputs))
+    for tensor, shape in zip(
+        model.inputs, shapes or [each.shape[1:] for each in model.inputs], strict=True
+    ):
+        if None in shape:
+            raise ValueError(
+                f"`input_shape` must give the size of input '{tensor.name}', on which "
+                "the costs depend: `kd.plots.model_diagram(model, input_shape=...)`. "
+                f"Received: input_shape={input_shape}, and the size {shape} is unknown."
+            )
     if road is None:
         graph = build_graph(functional)
         calls = [(step, 0, False) for step in graph.steps]
@@ -279,7 +290,7 @@ def _rates(logs, names, kinds, exits):
     open_rates, exit_rates = np.full(len(names), np.nan), np.full(len(exits), np.nan)
     if logs is None:
         return open_rates, exit_rates
-    logs = getattr(logs, "history", logs)
+    logs = checked_logs("logs", logs)
     gates = [f"{n}_open_rate" for n, k in zip(names, kinds, strict=True) if k == "gate"]
     if not any(key in logs for key in (*gates, "exit_rates")):
         raise ValueError(

@@ -1,24 +1,20 @@
-"""Experts: their load over time and by class, and whose patches they take."""
+"""Experts: their load over time, and by class."""
 
 import dataclasses
 
 import keras
 import numpy as np
-from keras import tree
-from matplotlib import pyplot
 
-from keras_dynamic._compat import BatchIterator, functional_nodes, functional_of
-from keras_dynamic.layers.sparse_moe import SparseMoE
-from keras_dynamic.plots._drawing import axes_or_new, style_of, ticks
+from keras_dynamic.plots._drawing import axes_or_new, name_ticks, ticks
+from keras_dynamic.plots._inputs import (
+    batches_of,
+    checked_labels,
+    checked_logs,
+    names_of,
+)
+from keras_dynamic.plots._routing import routings_of
 
-__all__ = [
-    "ExpertLoad",
-    "ExpertLoadByClass",
-    "PatchExperts",
-    "expert_load",
-    "expert_load_by_class",
-    "patch_experts",
-]
+__all__ = ["ExpertLoad", "ExpertLoadByClass", "expert_load", "expert_load_by_class"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,6 +91,8 @@ class ExpertLoadByClass:
     def plot(self, ax=None):
         """Draws one row a class and one column an expert.
 
+        Of many classes some are named.
+
         Args:
             ax: matplotlib `Axes`, or `None` for new ones.
 
@@ -102,99 +100,22 @@ class ExpertLoadByClass:
             The `Axes`.
         """
         ax = axes_or_new(ax)
-        image = ax.imshow(self.loads, cmap="cividis", vmin=0, aspect="auto")
+        image = ax.imshow(
+            self.loads,
+            cmap="cividis",
+            vmin=0,
+            aspect="auto",
+            interpolation="nearest",
+        )
         ax.set(
             xlabel="expert",
             ylabel="class",
             xticks=ticks(self.loads.shape[1]),
-            yticks=np.arange(len(self.classes)),
-            yticklabels=[str(name) for name in self.classes],
             title=f"Who works on what in {self.layer}",
         )
+        name_ticks(ax.yaxis, self.classes)
         ax.figure.colorbar(image, ax=ax, label="share of the class' choices")
         return ax
-
-
-@dataclasses.dataclass(frozen=True)
-class PatchExperts:
-    """The first expert of each patch of some images.
-
-    Attributes:
-        images: (n, height, width, channels), or gray ones without channels.
-        experts: (n, rows, columns) integers; -1 for a patch without one.
-        num_experts: int, E.
-        layer: name of the `SparseMoE`.
-
-    Example:
-
-    ```python
-    images, experts = np.zeros((1, 8, 8, 1)), np.array([[[0, 1], [1, 2]]])
-    axes = kd.plots.PatchExperts(images, experts, 3, "moe").plot()
-    ```
-    """
-
-    images: np.ndarray
-    experts: np.ndarray
-    num_experts: int
-    layer: str
-
-    def plot(self, axes=None):
-        """Draws each image with its patches in the colors of their experts.
-
-        Args:
-            axes: array of n matplotlib `Axes`, or `None` for new ones in one row.
-
-        Returns:
-            The array of `Axes`.
-        """
-        count = len(self.images)
-        size = (1.6 * count + 1.2, 2.1)
-        if axes is None:
-            _, axes = pyplot.subplots(
-                1, count, squeeze=False, figsize=size, layout="constrained"
-            )
-        axes = np.ravel(axes)
-        if len(axes) != count:
-            raise ValueError(
-                f"`axes` must be as many as there are images, {count}. Received: "
-                f"{len(axes)}."
-            )
-        for ax, image, experts in zip(axes, self.images, self.experts, strict=True):
-            self._plot_one(ax, image, experts)
-        handles = [
-            pyplot.Rectangle((0, 0), 1, 1, **style_of(expert))
-            for expert in range(self.num_experts)
-        ]
-        axes[-1].legend(
-            handles,
-            [str(expert) for expert in range(self.num_experts)],
-            title="expert",
-            loc="center left",
-            bbox_to_anchor=(1.05, 0.5),
-        )
-        axes[0].set_title(f"Experts of patches in {self.layer}", loc="left")
-        return axes
-
-    def _plot_one(self, ax, image, experts):
-        height, width = image.shape[:2]
-        if image.ndim == 2 or image.shape[-1] == 1:
-            # Black is drawn as gray: on black all colors would look alike.
-            low, high = float(image.min()), float(image.max())
-            plane = image.reshape(height, width)
-            ax.imshow(plane, cmap="gray", vmin=2 * low - high, vmax=high)
-        else:
-            ax.imshow(image)
-        rows, columns = experts.shape
-        step = (height / rows, width / columns)
-        for row in range(rows):
-            for column in range(columns):
-                expert = experts[row, column]
-                if expert < 0:
-                    continue
-                corner = (column * step[1] - 0.5, row * step[0] - 0.5)
-                style = {**style_of(expert), "alpha": 0.65}
-                ax.add_patch(pyplot.Rectangle(corner, step[1], step[0], **style))
-        ax.set(xticks=[], yticks=[])
 
 
 def expert_load(history, layer, prefix=""):
@@ -210,6 +131,7 @@ def expert_load(history, layer, prefix=""):
         An `ExpertLoad`.
 
     Raises:
+        TypeError: if `history` is neither.
         ValueError: if the logs hold no load of such a layer.
 
     Example:
@@ -219,7 +141,7 @@ def expert_load(history, layer, prefix=""):
     ax = kd.plots.expert_load(history, "moe").plot()
     ```
     """
-    logs = getattr(history, "history", history)
+    logs = checked_logs("history", history)
     name = layer.name if isinstance(layer, keras.Layer) else layer
     start = f"{prefix}{name}_load_"
     columns = []
@@ -248,7 +170,8 @@ def expert_load_by_class(model, layer, x, y, class_names=None, batch_size=None):
         An `ExpertLoadByClass`, of the classes that occur.
 
     Raises:
-        ValueError: if there is no such layer, or `y` does not fit `x`.
+        ValueError: if there is no such layer, there are no samples, or `y` or
+            `class_names` do not fit.
 
     Example:
 
@@ -259,105 +182,14 @@ def expert_load_by_class(model, layer, x, y, class_names=None, batch_size=None):
     ax = kd.plots.expert_load_by_class(model, "moe", x, y).plot()
     ```
     """
-    (layer, inputs, mask), counts = _found(model, layer), []
-    for routing in _routings(model, inputs, mask, layer, x, batch_size):
-        counts.append(_computed(routing, layer.num_experts))
-    counts = np.concatenate(counts) if counts else np.zeros((0, layer.num_experts))
-    y = np.asarray(y)
-    if y.shape != counts.shape[:1]:
-        raise ValueError(
-            f"`y` must have one label for each of the {len(counts)} samples of `x`. "
-            f"Received: y of shape {y.shape}."
-        )
+    layer, routings = routings_of(model, layer, batches_of("x", x, batch_size))
+    counts = [_computed(routing, layer.num_experts) for routing in routings]
+    counts = np.concatenate(counts)
+    y = checked_labels(y, len(counts), class_names)
     labels = np.unique(y)
     sums = np.stack([counts[y == label].sum(axis=0) for label in labels])
     loads = sums / np.maximum(sums.sum(axis=1, keepdims=True), 1)
-    names = labels if class_names is None else [class_names[label] for label in labels]
-    return ExpertLoadByClass(loads, list(names), layer.name)
-
-
-def patch_experts(model, layer, images, grid=None):
-    """Which patch of some images goes to which expert: the first of its K.
-
-    Args:
-        model: functional or Sequential model of images that holds the layer.
-        layer: a `SparseMoE` called once in the model, on patches in the order of rows,
-            or its name.
-        images: (n, height, width, channels) or (n, height, width).
-        grid: (rows, columns) of patches, the last tokens of the sequence. Defaults to a
-            square of all of them.
-
-    Returns:
-        A `PatchExperts`.
-
-    Raises:
-        ValueError: if there is no such layer, experts choose there, or the number of
-            tokens is no square and `grid` is not given.
-
-    Example:
-
-    ```python
-    inputs = keras.Input((8, 8, 1))
-    patches = keras.layers.Conv2D(6, 4, strides=4)(inputs)
-    tokens = keras.layers.Reshape((4, 6))(patches)
-    model = keras.Model(inputs, kd.SparseMoE(3, 8, name="moe")(tokens))
-    images = np.random.default_rng(0).uniform(size=(2, 8, 8, 1))
-    axes = kd.plots.patch_experts(model, "moe", images).plot()
-    ```
-    """
-    layer, inputs, mask = _found(model, layer)
-    routings = list(_routings(model, inputs, mask, layer, images, None))
-    if any(routing.experts is None for routing in routings):
-        raise ValueError(
-            "`layer` must be one in which tokens choose experts. Received: layer "
-            f"'{layer.name}', in which experts choose tokens."
-        )
-    first = np.concatenate([np.asarray(r.experts)[..., 0] for r in routings])
-    tokens = first.shape[1]
-    if grid is None:
-        side = round(tokens**0.5)
-        if side * side != tokens:
-            raise ValueError(
-                "`grid` is needed where the number of tokens is no square. Received: "
-                f"grid=None with {tokens} tokens."
-            )
-        grid = (side, side)
-    rows, columns = grid
-    if not 0 < rows * columns <= tokens:
-        raise ValueError(
-            f"`grid` must have at most {tokens} patches, one a token. Received: "
-            f"grid={grid}."
-        )
-    experts = first[:, tokens - rows * columns :].reshape(-1, rows, columns)
-    return PatchExperts(np.asarray(images), experts, layer.num_experts, layer.name)
-
-
-def _found(model, layer):
-    """(the layer, what it was called with: symbolic inputs and mask)."""
-    if (functional := functional_of(model)) is None:
-        raise ValueError(
-            "`model` must be a functional or built Sequential `keras.Model`. Received: "
-            f"{model!r} of type {type(model)}."
-        )
-    nodes = list(functional_nodes(functional))
-    nodes = [node for node in nodes if isinstance(node[0], SparseMoE)]
-    calls = [node for node in nodes if layer is node[0] or layer == node[0].name]
-    if len(calls) != 1:
-        raise ValueError(
-            "`layer` must be a `SparseMoE` that the model itself calls once, or its "
-            f"name: {[node[0].name for node in nodes]}. Received: layer={layer!r}."
-        )
-    ((found, args, kwargs, _),) = calls
-    return found, args[0] if args else kwargs["inputs"], kwargs.get("mask")
-
-
-def _routings(model, inputs, mask, layer, x, batch_size):
-    """What the layer decides for each batch of the data."""
-    features = keras.Model(model.inputs, [inputs] if mask is None else [inputs, mask])
-    for _, _, batches in BatchIterator(x=x, batch_size=batch_size):
-        for batch in batches:
-            data = keras.utils.unpack_x_y_sample_weight(batch)[0]
-            yield layer.routing(*tree.flatten(features(data, training=False)))
+    return ExpertLoadByClass(loads, names_of(labels, class_names), layer.name)
 
 
 def _computed(routing, num_experts):

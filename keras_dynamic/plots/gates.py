@@ -6,15 +6,18 @@ import keras
 import numpy as np
 from keras import tree
 
-from keras_dynamic._compat import BatchIterator, layers_within
+from keras_dynamic._compat import layers_within
 from keras_dynamic.layers._gate_records import collecting
 from keras_dynamic.layers.skip_gate import SkipGate
-from keras_dynamic.plots._drawing import axes_or_new
+from keras_dynamic.plots._drawing import axes_or_new, name_ticks, ticks
+from keras_dynamic.plots._inputs import batches_of, checked_labels, names_of
 
 __all__ = ["GatesByClass", "gates_by_class"]
 
 # More cells than that are too small for a number in each.
 _MOST_NUMBERS = 200
+# Inches that a new figure is wide or high at most.
+_LARGEST = 14.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +55,8 @@ class GatesByClass:
     def plot(self, ax=None):
         """Draws one row a gate, one column a class, and a last column for all.
 
+        Of many classes or gates some are named.
+
         Args:
             ax: matplotlib `Axes`, or `None` for new ones.
 
@@ -60,7 +65,7 @@ class GatesByClass:
         """
         values = self.open_probabilities if self.probability else self.open_rates
         rows, columns = values.shape
-        size = (max(5.0, 0.5 * columns + 2.5), max(2.6, 0.32 * rows + 1.6))
+        size = np.clip((0.5 * columns + 2.5, 0.32 * rows + 1.6), (5.0, 2.6), _LARGEST)
         ax = axes_or_new(ax, figsize=size)
         ax.set_facecolor("0.85")
         image = ax.imshow(
@@ -80,14 +85,19 @@ class GatesByClass:
                 ax.text(
                     column, row, text, color=color, ha="center", va="center", fontsize=8
                 )
-        ax.axvline(columns - 1.5, color="white", linewidth=4)
+        ax.axvline(columns - 1.5, color="white", linewidth=min(4, 200 / columns))
+        # The last column has its name in any case, and room for it.
+        places = [*ticks(columns - 1, 24), columns - 1]
+        if len(places) < columns and places[-1] - places[-2] < places[1]:
+            del places[-2]
         names = [*(str(name) for name in self.classes), "all"]
-        ax.set_xticks(np.arange(columns), names)
+        names = [names[place] for place in places]
+        ax.set_xticks(places, names)
         if max(map(len, names)) > 4:
             ax.tick_params("x", rotation=45)
             for label in ax.get_xticklabels():
                 label.set(ha="right", rotation_mode="anchor")
-        ax.set_yticks(np.arange(rows), [str(name) for name in self.gates])
+        name_ticks(ax.yaxis, self.gates, few=36)
         what = "Open probability" if self.probability else "Open rate"
         title = f"{what} by class"
         if np.isnan(values).any():
@@ -119,8 +129,8 @@ def gates_by_class(model, x, y, class_names=None, batch_size=None, probability=F
         A `GatesByClass`, of the classes that occur.
 
     Raises:
-        ValueError: if no gate of the model decides on samples, `y` does not fit `x`, or
-            `class_names` does not fit `y`.
+        ValueError: if no gate of the model decides on samples, there are none, or `y`
+            or `class_names` do not fit.
 
     Example:
 
@@ -139,46 +149,33 @@ def gates_by_class(model, x, y, class_names=None, batch_size=None, probability=F
             f"{model!r} of type {type(model)}."
         )
     sums, samples = {}, 0
-    for _, _, batches in BatchIterator(x=x, batch_size=batch_size):
-        for batch in batches:
-            data = keras.utils.unpack_x_y_sample_weight(batch)[0]
-            with collecting() as records:
-                outputs = model(data, training=False)
-            rows = len(tree.flatten(outputs)[0])
-            for gate, vectors in _sums_by_gate(records, rows).items():
-                sums.setdefault(gate, {})[samples] = vectors
-            samples += rows
+    for batch in batches_of("x", x, batch_size):
+        with collecting() as records:
+            outputs = model(batch, training=False)
+        rows = len(tree.flatten(outputs)[0])
+        for gate, vectors in _sums_by_gate(records, rows).items():
+            sums.setdefault(gate, {})[samples] = vectors
+        samples += rows
     if not sums:
         raise ValueError(
             "`model` must hold a `SkipGate` that decides on samples, not within "
             "experts or a loop. Received: none that did for any of the "
             f"{samples} samples of `x`."
         )
-    y = np.asarray(y)
-    if y.shape != (samples,):
-        raise ValueError(
-            f"`y` must have one label for each of the {samples} samples of `x`. "
-            f"Received: y of shape {y.shape}."
-        )
+    y = checked_labels(y, samples, class_names)
     labels = np.unique(y)
-    if class_names is not None and not 0 <= labels[0] <= labels[-1] < len(class_names):
-        raise ValueError(
-            f"`class_names` must have a name for each label from 0 to {labels[-1]}. "
-            f"Received: {len(class_names)} names for labels from {labels[0]}."
-        )
     groups = np.stack([*(y == label for label in labels), np.ones(samples, bool)])
     # A gate in a branch that no sample of a batch took reports nothing there.
     totals = np.stack([groups @ _whole(batches, samples) for batches in sums.values()])
     reached, opened, probabilities = np.moveaxis(totals, -1, 0)
     with np.errstate(invalid="ignore"):
         rates, means = opened / reached, probabilities / reached
-    names = labels if class_names is None else [class_names[label] for label in labels]
     return GatesByClass(
         rates,
         means,
         reached.round().astype("int64"),
         [gate.name for gate in sums],
-        list(names),
+        names_of(labels, class_names),
         probability,
     )
 

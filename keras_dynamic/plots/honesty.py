@@ -9,7 +9,14 @@ from keras_dynamic.calibration import apply_temperature, expected_calibration_er
 from keras_dynamic.calibration._probabilities import reliability_bins
 from keras_dynamic.layers._checks import positive_integer
 from keras_dynamic.models.calibrating import dense_answers, exit_scores, exits_under
-from keras_dynamic.plots._drawing import axes_in_row, check_model, color_of
+from keras_dynamic.plots._diagram import shortened
+from keras_dynamic.plots._drawing import (
+    TITLE_LENGTH,
+    axes_in_row,
+    check_model,
+    color_of,
+    units,
+)
 
 __all__ = ["Reliability", "ReliabilityBins", "reliability"]
 
@@ -85,7 +92,7 @@ class Reliability:
             self.exit_names,
             strict=True,
         ):
-            title = name
+            title = shortened(name, TITLE_LENGTH)
             ax.plot([0, 1], [0, 1], color="0.6", linestyle=":")
             if before.counts.size:
                 _draw_bins(ax, before, "T = 1", marker="s", linestyle="--", color="0.4")
@@ -93,10 +100,11 @@ class Reliability:
                 style = {"marker": "o", "color": color_of(4)}
                 _draw_bins(ax, after, label, linestyle="-", **style)
                 ax.legend(loc="best", fontsize="small")
-                title = f"{name}\n{_sizes(before.counts)}"
+                title += f"\n{_sizes(before.counts)}"
             else:
                 ax.text(0.5, 0.5, "no samples", ha="center", transform=ax.transAxes)
-            ax.set(xlim=(low, 1.01), ylim=(low, 1.01), title=title, xlabel="confidence")
+            ax.set(xlim=(low, 1.01), ylim=(low, 1.01), xlabel="confidence")
+            ax.set_title(title, fontsize="medium")
             ax.xaxis.set_major_formatter(PercentFormatter(1))
             ax.yaxis.set_major_formatter(PercentFormatter(1))
         axes[0].set_ylabel("accuracy")
@@ -189,5 +197,6 @@ def _draw_bins(ax, bins, label, **style):
 
 def _sizes(counts):
     low, high = counts.min(), counts.max()
-    size = f"{low:,}" if low == high else f"{low:,} or {high:,}"
-    return f"{len(counts)} bins of {size} samples"
+    size = units(high, "sample")
+    size = size if low == high else f"{low:,} or {size}"
+    return f"{units(len(counts), 'bin')} of {size}"

@@ -6,11 +6,10 @@ import numpy as np
 from matplotlib.ticker import MaxNLocator
 
 from keras_dynamic.layers._checks import positive_integer
-from keras_dynamic.plots._drawing import axes_or_new, color_of
+from keras_dynamic.plots._drawing import axes_or_new, style_of
+from keras_dynamic.plots._inputs import checked_logs
 
 __all__ = ["ExitRates", "exit_rates"]
-
-_HATCHES = ("", "///", "...", "xxx", "\\\\\\")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,6 +21,7 @@ class ExitRates:
         rates: (epochs, exits), rows sum to 1.
         mean_costs: (epochs,), 1.0 being the plain network.
         accuracies: (epochs,), of the dynamic road; `None` where none was logged.
+        metric: string, the name that the accuracy has in the logs.
 
     Example:
 
@@ -38,6 +38,7 @@ class ExitRates:
     rates: np.ndarray
     mean_costs: np.ndarray
     accuracies: np.ndarray | None
+    metric: str = "accuracy"
 
     def plot(self, ax=None):
         """Draws the shares as stacked bars, accuracy and mean cost as lines.
@@ -58,20 +59,18 @@ class ExitRates:
                 share,
                 0.8 * step,
                 bottom=bottom,
-                color=color_of(index),
-                alpha=0.55,
-                hatch=_HATCHES[index % len(_HATCHES)],
-                edgecolor="white",
+                alpha=0.6,
+                **style_of(index),
                 label=f"exit {index}" + (" (final)" if index == last else ""),
             )
             bottom = bottom + share
         line = {"color": "black", "markersize": 5}
         ax.plot(self.epochs, self.mean_costs, "s--", label="mean cost", **line)
         if self.accuracies is not None:
-            ax.plot(self.epochs, self.accuracies, "o-", label="accuracy", **line)
+            ax.plot(self.epochs, self.accuracies, "o-", label=self.metric, **line)
         ax.set(
             xlabel="epoch",
-            ylabel="share of samples;\naccuracy; cost (1 = plain network)",
+            ylabel=f"share of samples;\n{self.metric}; cost (1 = plain network)",
             ylim=(0, max(1.0, float(self.mean_costs.max())) * 1.02),
             title="Where samples leave during training",
         )
@@ -80,19 +79,24 @@ class ExitRates:
         return ax
 
 
-def exit_rates(history, update_freq=1):
+def exit_rates(history, update_freq=1, metric="accuracy"):
     """Who leaves where, from what `kd.callbacks.DynamicValidation` logs.
 
     Args:
         history: what `fit` returns, or a dict of lists with `val_exit_0_rate` and so
-            on, `val_mean_cost` and, where it was a metric, `val_dynamic_accuracy`.
+            on, `val_mean_cost` and, where it was a metric, `val_dynamic_<metric>`.
         update_freq: int >= 1, that of the callback. Defaults to 1.
+        metric: string, name of the accuracy among the final exit's metrics, such as
+            `"acc"`. Defaults to `"accuracy"`, which is left out where it was not
+            logged.
 
     Returns:
         An `ExitRates`.
 
     Raises:
-        ValueError: if the logs hold no rates.
+        TypeError: if `history` is neither.
+        ValueError: if the logs hold no rates, or no metric of another name than
+            `"accuracy"`.
 
     Example:
 
@@ -107,7 +111,7 @@ def exit_rates(history, update_freq=1):
     ```
     """
     update_freq = positive_integer("update_freq", update_freq)
-    logs = getattr(history, "history", history)
+    logs = checked_logs("history", history)
     rates = []
     while f"val_exit_{len(rates)}_rate" in logs:
         rates.append(logs[f"val_exit_{len(rates)}_rate"])
@@ -117,10 +121,16 @@ def exit_rates(history, update_freq=1):
             f"'val_exit_0_rate', 'val_mean_cost' and so on. Received: {sorted(logs)}."
         )
     rates = np.stack(rates, axis=1)
-    accuracies = logs.get("val_dynamic_accuracy")
+    accuracies = logs.get(f"val_dynamic_{metric}")
+    if accuracies is None and metric != "accuracy":
+        raise ValueError(
+            f"`metric` must be one of which 'val_dynamic_<metric>' is in the logs. "
+            f"Received: metric={metric!r} with {sorted(logs)}."
+        )
     return ExitRates(
         epochs=update_freq * np.arange(1, len(rates) + 1),
         rates=rates,
         mean_costs=np.array(logs["val_mean_cost"]),
         accuracies=None if accuracies is None else np.array(accuracies),
+        metric=metric,
     )

@@ -7,7 +7,7 @@ from matplotlib import pyplot
 
 from keras_dynamic.layers._checks import positive_integer
 from keras_dynamic.models import rules
-from keras_dynamic.plots._drawing import check_model, color_of
+from keras_dynamic.plots._drawing import check_model, color_of, shown_images
 
 __all__ = ["SamplesByExit", "samples_by_exit"]
 
@@ -161,7 +161,7 @@ def samples_by_exit(
     prediction = model.predict_dynamic(images, batch_size, verbose=0, rule=rule)
     classes = _classes(prediction.probabilities)
     names = _names(class_names, max(prediction.probabilities.shape[1], 2))
-    shown = _shown(images)
+    shown = shown_images(images)
     chosen = [
         _spread(prediction, index, rule.leaves_below, per_exit)
         for index in range(len(model.exit_names))
@@ -193,18 +193,6 @@ def _names(class_names, classes):
             f"Received: {len(class_names)} names."
         )
     return class_names
-
-
-def _shown(images):
-    """Gray images without their channel; colors in [0, 1]."""
-    if images.shape[3:] == (1,):
-        images = images[..., 0]
-    if images.ndim == 3 or not images.size:
-        return images
-    low, high = float(images.min()), float(images.max())
-    if low >= 0 and high <= 1:
-        return images
-    return (images - low) / max(high - low, 1e-12)
 
 
 def _spread(prediction, index, leaves_below, number):

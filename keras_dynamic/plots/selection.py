@@ -6,12 +6,19 @@ import keras
 import numpy as np
 from matplotlib.ticker import PercentFormatter
 
-from keras_dynamic._compat import BatchIterator
+from keras_dynamic.layers._checks import positive_integer
 from keras_dynamic.layers._selector import soft_weights
 from keras_dynamic.models import rules
-from keras_dynamic.models.inference import first_size
 from keras_dynamic.models.rows import rows_with_nan
-from keras_dynamic.plots._drawing import axes_in_row, check_model, color_of
+from keras_dynamic.plots._diagram import shortened
+from keras_dynamic.plots._drawing import (
+    axes_in_row,
+    check_model,
+    color_of,
+    name_ticks,
+    units,
+)
+from keras_dynamic.plots._inputs import batches_of, checked_labels, names_of
 
 __all__ = ["ExitSelection", "exit_selection"]
 
@@ -51,27 +58,31 @@ class ExitSelection:
 
         With labels, one row is the mean of a class. Without, one row is a sample: those
         shown lie at even distances in the order of their expected cost
-        sum_e w_e cost_e, the least first, and a point marks the exit chosen.
+        sum_e w_e cost_e, the least first, and a point marks the exit chosen. Of many
+        rows some are named.
 
         Args:
             axes: two matplotlib `Axes`, or `None` for new ones in one row.
-            num_samples: int, how many samples are shown. Defaults to 16.
+            num_samples: int >= 1, how many samples are shown. Defaults to 16.
 
         Returns:
             The array of `Axes`.
         """
+        num_samples = positive_integer("num_samples", num_samples)
         axes = axes_in_row(axes, 2, max(4.2, 0.9 * len(self.costs)), 4.2)
         if self.labels is None:
             self._plot_samples(axes[0], num_samples)
         else:
             self._plot_classes(axes[0])
         self._plot_mean(axes[1])
+        # Else the names of neighbors run together.
+        length = max(8, 30 // len(self.costs))
         ticks = [
-            f"{name}\ncost {cost:.2g}"
+            f"{shortened(name, length)}\ncost {cost:.2g}"
             for name, cost in zip(self.exit_names, self.costs, strict=True)
         ]
         for ax in axes:
-            ax.set_xticks(range(len(ticks)), ticks)
+            ax.set_xticks(range(len(ticks)), ticks, fontsize="small")
         return axes
 
     def _plot_samples(self, ax, number):
@@ -94,14 +105,19 @@ class ExitSelection:
     def _plot_classes(self, ax):
         labels = np.unique(self.labels)
         means = [self.weights[self.labels == label].mean(axis=0) for label in labels]
-        names = self.class_names
-        rows = labels if names is None else [names[label] for label in labels]
-        self._heat(ax, np.stack(means), rows)
+        self._heat(ax, np.stack(means), names_of(labels, self.class_names))
         ax.set(ylabel="class", title="Mean weights of classes")
 
     def _heat(self, ax, weights, rows):
-        image = ax.imshow(weights, cmap="cividis", vmin=0, vmax=1, aspect="auto")
-        ax.set_yticks(range(len(rows)), [str(row) for row in rows])
+        image = ax.imshow(
+            weights,
+            cmap="cividis",
+            vmin=0,
+            vmax=1,
+            aspect="auto",
+            interpolation="nearest",
+        )
+        name_ticks(ax.yaxis, rows)
         ax.figure.colorbar(image, ax=ax, label="weight")
 
     def _plot_mean(self, ax):
@@ -117,7 +133,9 @@ class ExitSelection:
             ),
         ):
             ax.bar(exits + offset, values, 0.4, label=label, **style)
-        ax.set(ylim=(0, 1), title=f"All {len(self.exit_index):,} samples")
+        number = len(self.exit_index)
+        title = ("All " if number > 1 else "") + units(number, "sample")
+        ax.set(ylim=(0, 1), title=title)
         ax.yaxis.set_major_formatter(PercentFormatter(1))
         _legend_below(ax)
 
@@ -159,19 +177,13 @@ def exit_selection(model, x, y=None, class_names=None, batch_size=None):
     rule = rules.Selected()
     model.road.check_rule(rule)
     soft, hard, broken, costs = [], [], [], None
-    iterator = BatchIterator(x=x, batch_size=batch_size) if _has_rows(x) else []
-    for _, _, batches in iterator:
-        for batch in batches:
-            x_batch = keras.utils.unpack_x_y_sample_weight(batch)[0]
-            if not (size := first_size(x_batch)):
-                continue
-            costs = costs or model.road.costs_of_batch(x_batch, rule)
-            weights = model(x_batch, training=False)[-1]
-            soft.append(np.asarray(soft_weights(weights)))
-            hard.append(np.asarray(weights))
-            broken.append(np.asarray(rows_with_nan(keras.tree.flatten(x_batch), size)))
-    if not soft:
-        raise ValueError("`x` must hold at least one sample. Received: none.")
+    for x_batch in batches_of("x", x, batch_size):
+        costs = costs or model.road.costs_of_batch(x_batch, rule)
+        weights = model(x_batch, training=False)[-1]
+        soft.append(np.asarray(soft_weights(weights)))
+        hard.append(np.asarray(weights))
+        leaves = keras.tree.flatten(x_batch)
+        broken.append(np.asarray(rows_with_nan(leaves, len(hard[-1]))))
     soft, hard = np.concatenate(soft), np.concatenate(hard)
     broken = np.concatenate(broken) | np.isnan(soft).any(axis=1)
     if broken.any():
@@ -182,17 +194,7 @@ def exit_selection(model, x, y=None, class_names=None, batch_size=None):
         )
     exit_index = hard.argmax(axis=1)
     if y is not None:
-        y = np.asarray(y)
-        if y.shape != exit_index.shape or y.dtype.kind not in "iu":
-            raise ValueError(
-                f"`y` must have an integer for each of the {len(exit_index)} samples. "
-                f"Received: y of shape {y.shape}, {y.dtype}."
-            )
-        if class_names is not None and not 0 <= y.min() <= y.max() < len(class_names):
-            raise ValueError(
-                f"`class_names` must name the labels, {y.min()} to {y.max()}. "
-                f"Received: {len(class_names)} names."
-            )
+        y = checked_labels(y, len(exit_index), class_names)
     return ExitSelection(
         weights=soft,
         exit_index=exit_index,
@@ -205,9 +207,3 @@ def exit_selection(model, x, y=None, class_names=None, batch_size=None):
 
 def _legend_below(ax):
     ax.legend(loc="upper left", bbox_to_anchor=(0, -0.14), fontsize="small")
-
-
-def _has_rows(x):
-    """Keras' adapters take no empty arrays."""
-    shapes = [getattr(leaf, "shape", (1,)) for leaf in keras.tree.flatten(x)]
-    return any(tuple(shape[:1]) != (0,) for shape in shapes)

@@ -201,6 +201,12 @@ def _three_logits(logits, probabilities):
             f"Received: {name} of shape {values.shape}."
         )
     if name == "logits":
+        # -inf is a probability of 0; the largest one is NaN if any is.
+        if not np.isfinite(values.max()):
+            raise ValueError(
+                "`logits` must be numbers, -inf for at most two of them. Received: "
+                f"logits={values.tolist()}."
+            )
         return values
     if (values < 0).any() or not np.isclose(values.sum(), 1, atol=1e-4):
         raise ValueError(

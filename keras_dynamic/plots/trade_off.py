@@ -13,6 +13,7 @@ from keras_dynamic.models.calibrating import (
     exit_scores,
     exits_under,
 )
+from keras_dynamic.plots._diagram import shortened
 from keras_dynamic.plots._drawing import axes_or_new, check_model, color_of, draw_front
 
 __all__ = ["AccuracyCost", "accuracy_cost"]
@@ -86,7 +87,7 @@ class AccuracyCost:
             self.exit_costs, self.exit_accuracies, self.exit_names, strict=True
         ):
             ax.annotate(
-                name,
+                shortened(name, 20),
                 (cost, accuracy),
                 xytext=(8, -8),
                 textcoords="offset points",
@@ -115,7 +116,7 @@ class AccuracyCost:
         ax.set_title(f"What {self.rule} buys")
         # Names are to the right of the dearest exit, and the star is large.
         ax.margins(x=0.12, y=0.1)
-        ax.legend(loc="lower right", fontsize="small")
+        ax.legend(loc="best", fontsize="small")
         return ax
 
 

@@ -7,8 +7,11 @@ what was searched there, so that a search is never mixed up with another one.
 import json
 import os
 
+import keras
 import tensorflow as tf
 from keras_tuner.errors import FatalValueError
+
+from keras_dynamic.models.exit_rule import ExitRule
 
 __all__ = ["check", "claim", "signature_of"]
 
@@ -16,18 +19,21 @@ _FILE = "keras_dynamic_search.json"
 _REMEDY = "Give another `directory` or `project_name`, or `overwrite=True`."
 
 
-def signature_of(objective, space):
-    """What distinguishes a search: its objective and its hyperparameters.
+def signature_of(objective, rule, space):
+    """What distinguishes a search, as far as it can be compared.
 
     Args:
         objective: a `DynamicObjective`.
+        rule: name of a rule, an `ExitRule`, or None.
         space: list of keras-tuner's hyperparameters.
     """
     entries = {}
     for entry in space:
         config = {**entry.get_config(), "type": type(entry).__name__}
         entries.setdefault(config.pop("name"), []).append(config)
-    signature = {"objective": objective.get_config(), "space": entries}
+    if isinstance(rule, ExitRule):
+        rule = keras.saving.serialize_keras_object(rule)
+    signature = {"objective": objective.get_config(), "rule": rule, "space": entries}
     return json.loads(json.dumps(signature, sort_keys=True, default=repr))
 
 
@@ -51,11 +57,18 @@ def claim(path, signature):
         tf.io.gfile.rename(draft, file, overwrite=True)
 
 
-def check(path, signature):
-    """Raises a `FatalValueError` if a directory belongs to another search."""
+def check(path, signature, has_begun=True):
+    """Raises a `FatalValueError` if a directory belongs to another search.
+
+    Args:
+        path, signature: as in `claim`.
+        has_begun: whether the directory may hold trials of this search without a mark,
+            made by a tuner that is at its first one.
+    """
     file = os.path.join(path, _FILE)
     if not tf.io.gfile.exists(file):
-        if _has_finished_trials(path):
+        begun = tf.io.gfile.exists(os.path.join(path, "oracle.json"))
+        if _has_finished_trials(path) if has_begun else begun:
             raise FatalValueError(
                 f"The tuner's directory '{path}' holds trials of a search that is not "
                 f"of a `DynamicHyperModel`. {_REMEDY}"
@@ -66,10 +79,9 @@ def check(path, signature):
     if found == signature:
         return
     differences = []
-    if found["objective"] != signature["objective"]:
-        differences.append(
-            f"objective {found['objective']} there, {signature['objective']} here"
-        )
+    for name in ("objective", "rule"):
+        if found[name] != signature[name]:
+            differences.append(f"{name} {found[name]} there, {signature[name]} here")
     theirs, ours = found["space"], signature["space"]
     for name in sorted({*theirs, *ours}):
         if theirs.get(name) != ours.get(name):

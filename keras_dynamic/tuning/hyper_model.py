@@ -8,6 +8,7 @@ import keras_tuner
 import numpy as np
 from keras_tuner.errors import FatalTypeError, FatalValueError
 
+from keras_dynamic.callbacks.dynamic_validation import DynamicValidation
 from keras_dynamic.models.dynamic_model import DynamicModel
 from keras_dynamic.tuning.directory import check, claim, signature_of
 from keras_dynamic.tuning.hyperparameters import KINDS
@@ -56,10 +57,11 @@ class DynamicHyperModel(keras_tuner.HyperModel):
         TypeError: for a `build` or `callbacks` that is no function, data of another
             form, another objective, or a `build` that returns no `DynamicModel`.
         ValueError: for a space without any hyperparameter, a model that is not
-            compiled, a loss weight that `compile(loss_weights=)` overrides, or a
-            metric that the objective needs and the model lacks. Within a search all
-            errors of use are keras-tuner's `FatalValueError` or `FatalTypeError`, which
-            end it.
+            compiled, a loss weight that `compile(loss_weights=)` overrides, a metric
+            that the objective needs and the model lacks, or a `DynamicValidation` of
+            the user's beside this one. Within a search these are keras-tuner's
+            `FatalValueError` and `FatalTypeError`, which end it; any other error makes
+            its trial fail, and three in a row end the search.
 
     Example:
 
@@ -153,6 +155,13 @@ class DynamicHyperModel(keras_tuner.HyperModel):
             checks = [ObjectiveCheck(tuner.oracle.objective, self.objective)]
         # Ours come first: others, such as EarlyStopping, monitor what they log.
         ours = [*self._callbacks_for(hp), self._scoring()]
+        if any(
+            isinstance(each, DynamicValidation) for each in (*ours[:-1], *callbacks)
+        ):
+            raise FatalValueError(
+                "`callbacks` must hold no `DynamicValidation`: the search has its own, "
+                "whose thresholds and logs another one would overwrite."
+            )
         return model.fit(*args, callbacks=[*ours, *callbacks, *checks], **kwargs)
 
     def tuner(self, tuner, **kwargs):
@@ -182,6 +191,11 @@ class DynamicHyperModel(keras_tuner.HyperModel):
                     f"tuner={tuner!r}."
                 )
             tuner = getattr(keras_tuner, _TUNERS[tuner])
+        if not (isinstance(tuner, type) and issubclass(tuner, keras_tuner.Tuner)):
+            raise TypeError(
+                f"`tuner` must be one of {sorted(_TUNERS)}, or a class of tuners. "
+                f"Received: tuner={tuner!r} of type {type(tuner)}."
+            )
         if "objective" in kwargs:
             raise ValueError(
                 "`objective` is the hypermodel's own. Received: "
@@ -198,7 +212,7 @@ class DynamicHyperModel(keras_tuner.HyperModel):
                 f"directory={directory!r}, project_name={project!r} ({error})."
             ) from error
         if not kwargs.get("overwrite"):
-            check(path, self.signature())
+            check(path, self.signature(), has_begun=False)
         made = tuner(self, objective=self.objective, **kwargs)
         claim(made.project_dir, self.signature())
         return made
@@ -210,7 +224,8 @@ class DynamicHyperModel(keras_tuner.HyperModel):
             state = random.getstate()  # Keras draws seeds from it
             self.build(hp)
             random.setstate(state)
-            self._signature = signature_of(self.objective, hp.space)
+            rule = self._arguments["rule"]
+            self._signature = signature_of(self.objective, rule, hp.space)
             names = [entry.name for entry in hp.space]
             if not any(name.endswith(KINDS) for name in names):
                 warnings.warn(
@@ -234,16 +249,17 @@ class DynamicHyperModel(keras_tuner.HyperModel):
 
 
 def _check_loss_weights(model, hp):
-    """Raises a ValueError where a searched lambda has no effect on the model."""
+    """Raises where `compile(loss_weights=)` overrides a lambda that is searched."""
+    values = {name.rpartition("/")[2]: value for name, value in hp.values.items()}
     weights = model.road.loss_weights or []
-    for name, weight in zip(model.exit_names, weights, strict=False):
-        searched = hp.values.get(f"{name}_loss_weight")
-        used = float(np.asarray(weight))
-        if searched is None or abs(used - searched) <= 1e-6 * searched:
+    for head, weight in zip(model.road.heads, weights, strict=False):
+        searched = values.get(f"{head.name}_loss_weight")
+        if searched is None or head.exit_layer is None:
             continue
-        raise FatalValueError(
-            f"The loss weight of exit '{name}' must be the hyperparameter "
-            f"'{name}_loss_weight', which is searched: give it to the `EarlyExit`, or "
-            "to `compile(loss_weights=)`, which has the last word. Received: "
-            f"{used:g} in place of {searched:g}."
-        )
+        own, used = head.exit_layer.loss_weight, float(np.asarray(weight))
+        if np.isclose(own, searched) and not np.isclose(used, own):
+            raise FatalValueError(
+                f"The loss weight of exit '{head.name}' is searched as "
+                f"'{head.name}_loss_weight', but `compile(loss_weights=)` overrides "
+                f"it. Leave that out. Received: {used:g} in place of {searched:g}."
+            )

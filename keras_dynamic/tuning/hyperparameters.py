@@ -8,6 +8,7 @@ these functions then give the default, which nothing depends on.
 
 import math
 import numbers
+import weakref
 
 from keras_tuner.errors import FatalValueError
 
@@ -28,35 +29,41 @@ __all__ = [
     "z_weight",
 ]
 
-KINDS = (
-    "balance_weight",
-    "cost_weight",
-    "entropy_weight",
-    "loss_weight",
-    "prior_weight",
-    "rate_weight",
-    "target_rate",
-    "temperature",
-    "z_weight",
-)
+# What is searched, and where a trial with the default begins.
+_DEFAULTS = {
+    "balance_weight": 0.01,
+    "cost_weight": 0.03,
+    "entropy_weight": 0.01,
+    "loss_weight": 1.0,
+    "prior_weight": 1.0,
+    "rate_weight": 1.0,
+    "target_rate": 0.5,
+    "temperature": 1.0,
+    "z_weight": 0.001,
+}
+KINDS = tuple(_DEFAULTS)
+
+# The ranges that each `hp` was asked for, by name. keras-tuner keeps one value a name,
+# and follows the first range only.
+_asked = weakref.WeakKeyDictionary()
 
 
-def loss_weight(hp, exit, min_value=0.03, max_value=3.0, default=1.0):
+def loss_weight(hp, exit, min_value=0.03, max_value=3.0, default=None):
     """lambda of an exit, for `EarlyExit(loss_weight=)`; named `<exit>_loss_weight`.
 
     Args:
         hp: `keras_tuner.HyperParameters`.
         exit: string, the exit's name.
         min_value, max_value: floats > 0, the range. Defaults to 0.03 and 3.
-        default: float in the range. Defaults to 1.0.
+        default: float in the range. Defaults to `None`, 1.0 or what comes nearest.
 
     Returns:
         A float.
 
     Raises:
         ValueError: for a range that is none, a default outside of it, or a name that
-            another conditional scope has with another range.
-        TypeError: for a name that is no string.
+            the same `build` has with another range.
+        TypeError: for a name that is no string, or numbers that are none.
 
     Example:
 
@@ -68,7 +75,7 @@ def loss_weight(hp, exit, min_value=0.03, max_value=3.0, default=1.0):
     return _on_log_scale(hp, exit, "loss_weight", min_value, max_value, default)
 
 
-def temperature(hp, layer=None, min_value=0.1, max_value=5.0, default=1.0):
+def temperature(hp, layer=None, min_value=0.1, max_value=5.0, default=None):
     """tau, for any layer that chooses; named `temperature` or `<layer>_temperature`.
 
     Args:
@@ -77,14 +84,14 @@ def temperature(hp, layer=None, min_value=0.1, max_value=5.0, default=1.0):
             layers. Defaults to `None`.
         min_value, max_value: floats > 0; at least 1 for `estimator="reinmax"`. Defaults
             to 0.1 and 5.
-        default: float in the range. Defaults to 1.0.
+        default: float in the range. Defaults to `None`, 1.0 or what comes nearest.
 
     Returns:
         A float.
 
     Raises:
         ValueError: for a range that is none, a default outside of it, or a name that
-            another conditional scope has with another range.
+            the same `build` has with another range.
         TypeError: for a name that is neither a string nor `None`.
 
     Example:
@@ -97,13 +104,13 @@ def temperature(hp, layer=None, min_value=0.1, max_value=5.0, default=1.0):
     return _on_log_scale(hp, layer, "temperature", min_value, max_value, default)
 
 
-def cost_weight(hp, layer, min_value=0.001, max_value=1.0, default=0.03):
+def cost_weight(hp, layer, min_value=0.001, max_value=1.0, default=None):
     """The weight of the cost, for the `cost_weight` of a selector or `SkipGate`.
 
     Args:
         hp, layer: as in `loss_weight`.
         min_value, max_value: floats > 0. Defaults to 0.001 and 1.
-        default: float in the range. Defaults to 0.03.
+        default: float in the range. Defaults to `None`, 0.03 or what comes nearest.
 
     Returns:
         A float.
@@ -122,13 +129,13 @@ def cost_weight(hp, layer, min_value=0.001, max_value=1.0, default=0.03):
     return _on_log_scale(hp, layer, "cost_weight", min_value, max_value, default)
 
 
-def entropy_weight(hp, layer, min_value=0.001, max_value=1.0, default=0.01):
+def entropy_weight(hp, layer, min_value=0.001, max_value=1.0, default=None):
     """The weight of the entropy, for a selector, `LayerChoice` or blend.
 
     Args:
         hp, layer: as in `loss_weight`.
         min_value, max_value: floats > 0. Defaults to 0.001 and 1.
-        default: float in the range. Defaults to 0.01.
+        default: float in the range. Defaults to `None`, 0.01 or what comes nearest.
 
     Returns:
         A float.
@@ -147,13 +154,13 @@ def entropy_weight(hp, layer, min_value=0.001, max_value=1.0, default=0.01):
     return _on_log_scale(hp, layer, "entropy_weight", min_value, max_value, default)
 
 
-def prior_weight(hp, layer, min_value=0.01, max_value=10.0, default=1.0):
+def prior_weight(hp, layer, min_value=0.01, max_value=10.0, default=None):
     """The weight of the divergence from a selector's prior.
 
     Args:
         hp, layer: as in `loss_weight`.
         min_value, max_value: floats > 0. Defaults to 0.01 and 10.
-        default: float in the range. Defaults to 1.0.
+        default: float in the range. Defaults to `None`, 1.0 or what comes nearest.
 
     Returns:
         A float.
@@ -172,13 +179,13 @@ def prior_weight(hp, layer, min_value=0.01, max_value=10.0, default=1.0):
     return _on_log_scale(hp, layer, "prior_weight", min_value, max_value, default)
 
 
-def target_rate(hp, layer, min_value=0.1, max_value=0.9, default=0.5):
+def target_rate(hp, layer, min_value=0.1, max_value=0.9, default=None):
     """The open rate that a `SkipGate` is trained for, on a linear scale.
 
     Args:
         hp, layer: as in `loss_weight`.
         min_value, max_value: floats in (0, 1]. Defaults to 0.1 and 0.9.
-        default: float in the range. Defaults to 0.5.
+        default: float in the range. Defaults to `None`, 0.5 or what comes nearest.
 
     Returns:
         A float.
@@ -195,22 +202,22 @@ def target_rate(hp, layer, min_value=0.1, max_value=0.9, default=0.5):
     gate = kd.SkipGate(keras.layers.Dense(4), target_rate=rate, rate_weight=weight)
     ```
     """
+    name = _named(layer, "target_rate")
+    _check_numbers(name, min_value=min_value, max_value=max_value)
     if max_value > 1:
         raise FatalValueError(
             f"`max_value` of a rate is at most 1. Received: max_value={max_value}."
         )
-    return register(
-        hp, _named(layer, "target_rate"), min_value, max_value, default, "linear"
-    )
+    return register(hp, name, min_value, max_value, default, "linear")
 
 
-def rate_weight(hp, layer, min_value=0.1, max_value=10.0, default=1.0):
+def rate_weight(hp, layer, min_value=0.1, max_value=10.0, default=None):
     """The weight of a `SkipGate`'s distance from its target rate.
 
     Args:
         hp, layer: as in `loss_weight`.
         min_value, max_value: floats > 0. Defaults to 0.1 and 10.
-        default: float in the range. Defaults to 1.0.
+        default: float in the range. Defaults to `None`, 1.0 or what comes nearest.
 
     Returns:
         A float.
@@ -229,13 +236,13 @@ def rate_weight(hp, layer, min_value=0.1, max_value=10.0, default=1.0):
     return _on_log_scale(hp, layer, "rate_weight", min_value, max_value, default)
 
 
-def balance_weight(hp, layer, min_value=0.001, max_value=1.0, default=0.01):
+def balance_weight(hp, layer, min_value=0.001, max_value=1.0, default=None):
     """The weight of a `SparseMoE`'s balance loss.
 
     Args:
         hp, layer: as in `loss_weight`.
         min_value, max_value: floats > 0. Defaults to 0.001 and 1.
-        default: float in the range. Defaults to 0.01.
+        default: float in the range. Defaults to `None`, 0.01 or what comes nearest.
 
     Returns:
         A float.
@@ -254,13 +261,13 @@ def balance_weight(hp, layer, min_value=0.001, max_value=1.0, default=0.01):
     return _on_log_scale(hp, layer, "balance_weight", min_value, max_value, default)
 
 
-def z_weight(hp, layer, min_value=1e-5, max_value=0.1, default=0.001):
+def z_weight(hp, layer, min_value=1e-5, max_value=0.1, default=None):
     """The weight of a `SparseMoE`'s z-loss.
 
     Args:
         hp, layer: as in `loss_weight`.
         min_value, max_value: floats > 0. Defaults to 0.00001 and 0.1.
-        default: float in the range. Defaults to 0.001.
+        default: float in the range. Defaults to `None`, 0.001 or what comes nearest.
 
     Returns:
         A float.
@@ -286,33 +293,27 @@ def split_name(name):
     return "", name
 
 
-def register(hp, name, min_value, max_value, default, sampling="log"):
+def register(hp, name, min_value, max_value, default=None, sampling="log"):
     """The value of a float hyperparameter, the default where it is inactive."""
-    for argument, value in (
-        ("min_value", min_value),
-        ("max_value", max_value),
-        ("default", default),
-    ):
-        if isinstance(value, bool) or not isinstance(value, numbers.Real):
-            raise TypeError(
-                f"`{argument}` must be a number. Received: {argument}={value!r} of "
-                f"type {type(value)}, for '{name}'."
-            )
+    _check_numbers(name, min_value=min_value, max_value=max_value)
     if not 0 < min_value < max_value < math.inf:
         raise FatalValueError(
             "`min_value` and `max_value` must be a range of positive numbers. "
             f"Received: min_value={min_value}, max_value={max_value}, for '{name}'."
         )
+    if default is None:
+        usual = _DEFAULTS[split_name(name)[1]]
+        default = min(max(usual, min_value), max_value)
+    _check_numbers(name, default=default)
     if not min_value <= default <= max_value:
         raise FatalValueError(
             f"`default` must lie in [{min_value}, {max_value}]. Received: "
             f"default={default}, for '{name}'."
         )
-    value = hp.Float(
-        name, float(min_value), float(max_value), sampling=sampling, default=default
-    )
-    _check_scopes(hp, scoped_name(hp, name))
-    return float(default if value is None else value)
+    low, high, default = float(min_value), float(max_value), float(default)
+    _check_range(hp, scoped_name(hp, name), (low, high))
+    value = hp.Float(name, low, high, sampling=sampling, default=default)
+    return default if value is None else float(value)
 
 
 def _on_log_scale(hp, owner, kind, min_value, max_value, default):
@@ -331,22 +332,21 @@ def _named(owner, kind):
     return f"{owner}_{kind}"
 
 
-def _check_scopes(hp, name):
-    """Raises a ValueError if two conditional scopes share a name, but not a range.
-
-    keras-tuner keeps one value a name: it would be drawn from one of the ranges and
-    used in both scopes.
-    """
-    ranges = {}
-    for entry in hp.space:
-        if entry.name == name and entry.conditions:
-            config = {**entry.get_config(), "conditions": None, "default": None}
-            ranges[str(sorted(config.items()))] = (
-                f"{config.get('min_value')} to {config.get('max_value')}"
+def _check_numbers(name, **arguments):
+    for argument, value in arguments.items():
+        if isinstance(value, bool) or not isinstance(value, numbers.Real):
+            raise TypeError(
+                f"`{argument}` must be a number. Received: {argument}={value!r} of "
+                f"type {type(value)}, for '{name}'."
             )
-    if len(ranges) > 1:
+
+
+def _check_range(hp, name, wanted):
+    """Raises a ValueError if a name was asked for with another range before."""
+    earlier = _asked.setdefault(hp, {}).setdefault(name, wanted)
+    if earlier != wanted:
         raise FatalValueError(
-            f"Two conditional scopes have a hyperparameter '{name}' with different "
-            f"ranges: {' and '.join(ranges.values())}. Give them different names, for "
-            "keras-tuner keeps one value for each name."
+            f"The hyperparameter '{name}' is asked for with two ranges: {earlier[0]} "
+            f"to {earlier[1]} and {wanted[0]} to {wanted[1]}. Give one of them another "
+            "name, for keras-tuner keeps one value for each name."
         )

@@ -28,6 +28,11 @@ class DynamicObjective(keras_tuner.Objective):
         super().__init__(name, direction)
         self.goal = goal
         self.penalty = _number("penalty", penalty)
+        if not isinstance(metric, str):
+            raise TypeError(
+                "`metric` must be the name of a metric. Received: "
+                f"metric={metric!r} of type {type(metric)}."
+            )
         self.metric = metric
 
     @property

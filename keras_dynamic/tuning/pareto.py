@@ -60,7 +60,9 @@ class Pareto:
     unfinished: int
 
     def __str__(self):
-        names = sorted({name for each in self.hyperparameters for name in each})
+        names = {name for each in self.hyperparameters for name in each}
+        # What Hyperband notes about its rounds is no part of a network.
+        names = sorted(name for name in names if not name.startswith("tuner/"))
         table = Table(
             title=f"{len(self.trials)} finished trials, {self.objective} (* on the "
             "front)"
@@ -175,8 +177,9 @@ def pareto(tuner):
             f"{len(trials)} trials in '{os.path.normpath(tuner.project_dir)}', none of "
             "them finished."
         )
-    names = ("val_mean_cost", hypermodel.objective.accuracy_name)
-    costs, accuracies = (
+    objective = hypermodel.objective
+    names = ("val_mean_cost", objective.accuracy_name, objective.name)
+    costs, accuracies, scores = (
         np.array([trial.metrics.get_last_value(name) for trial in finished])
         for name in names
     )
@@ -187,10 +190,10 @@ def pareto(tuner):
         trials=[trial.trial_id for trial in finished],
         costs=costs,
         accuracies=accuracies,
-        scores=np.array([trial.score for trial in finished]),
+        scores=scores[order],
         on_front=pareto_front(costs, accuracies),
         hyperparameters=[dict(trial.hyperparameters.values) for trial in finished],
-        objective=hypermodel.objective.name,
+        objective=objective.name,
         unfinished=len(trials) - len(finished),
     )
 

@@ -39,13 +39,8 @@ class Scoring(DynamicValidation):
     def _calibrate(self):
         try:
             super()._calibrate()
-        except UnreachableGoal as error:
-            self.model.calibrate(
-                *self.calibration_data,
-                rule=self._rule(),
-                batch_size=self.batch_size,
-                **{error.goal: error.reachable},
-            )
+        except UnreachableGoal as error:  # a budget
+            self._calibrate_for({error.goal: error.reachable})
 
 
 class ObjectiveCheck(keras.callbacks.Callback):

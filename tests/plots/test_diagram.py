@@ -199,7 +199,9 @@ def test_open_sizes_and_what_cannot_be_counted(tmp_path):
     hidden = kd.SkipGate(layers.Dense(4), gate=None, name="gate")(inputs)
     hidden = Loop(name="loop")(hidden)
     model = keras.Model(inputs, layers.Dense(4, name="last")(hidden))
-    with pytest.raises(ValueError, match="size of input.*unknown"):
+    with pytest.raises(
+        ValueError, match=r"plots.model_diagram\(model, input_shape=.*unknown"
+    ):
         kd.plots.model_diagram(model)
     record = kd.plots.model_diagram(model, input_shape=(7, 4))
     assert record.layers == ["gate", "loop", "last"]
@@ -239,6 +241,8 @@ def test_bad_input():
         kd.plots.model_diagram(model, {"loss": 1.0})
     with pytest.raises(ValueError, match=r"exit_rates.*2 numbers.*\[1.0\]"):
         kd.plots.model_diagram(model, {"exit_rates": [1.0]})
+    with pytest.raises(TypeError, match="`logs`.*logs=0.5"):
+        kd.plots.model_diagram(model, 0.5)
     inputs = keras.Input((4,))
     nothing = keras.Model(inputs, layers.Dropout(0.5)(inputs), name="nothing")
     with pytest.raises(ValueError, match="`model`.*'nothing' of 1 operations"):

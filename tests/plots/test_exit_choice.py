@@ -1,5 +1,7 @@
 """What a selector thinks, against the selector itself and the dynamic road."""
 
+import itertools
+
 import keras
 import numpy as np
 import pytest
@@ -99,8 +101,45 @@ def test_bad_input():
         kd.plots.exit_selection(model, x, y.astype("float32"))
     with pytest.raises(ValueError, match="`class_names`.*0 to 3.*2 names"):
         kd.plots.exit_selection(model, x, y, ["a", "b"])
+    record = kd.plots.exit_selection(model, x)
+    with pytest.raises(ValueError, match="`num_samples`.*num_samples=0"):
+        record.plot(num_samples=0)
     broken = np.where(np.arange(40)[:, None] == 17, np.nan, x)
     with pytest.raises(ValueError, match="`x` must hold no NaN.*1 of 40.*row 17"):
         kd.plots.exit_selection(model, broken, batch_size=16)
     with pytest.raises(ValueError, match="`axes` must be 2 `Axes`. Received: 3"):
         kd.plots.exit_selection(model, x).plot(pyplot.subplots(1, 3)[1])
+
+
+def drawn_with(exits, rows, names=None, **arguments):
+    weights = np.random.default_rng(0).dirichlet(np.ones(exits), rows)
+    names = names or [f"exit_{index}" for index in range(exits)]
+    costs = np.linspace(0.2, 1, exits)
+    record = kd.plots.ExitSelection(
+        weights, weights.argmax(axis=1), costs, names, **arguments
+    )
+    return record.plot()
+
+
+def test_a_hundred_classes(tmp_path):
+    axes = drawn_with(3, 200, labels=np.arange(200) % 100)
+    # Every 100 // 12 = 8th has a name.
+    labels = [label.get_text() for label in axes[0].get_yticklabels()]
+    assert labels == [str(label) for label in range(0, 100, 8)]
+    assert axes[0].images[0].get_interpolation() == "nearest"
+    save(axes, tmp_path / "hundred.png")
+
+
+def test_one_sample():
+    assert drawn_with(2, 1)[1].get_title() == "1 sample"
+
+
+@pytest.mark.parametrize("exits", [2, 3, 6])
+def test_long_names_keep_apart(exits):
+    names = [f"exit_after_a_long_stage_{index}" for index in range(exits)]
+    axes = drawn_with(exits, 20, names)
+    axes[0].figure.canvas.draw()
+    for ax in axes:
+        boxes = [label.get_window_extent() for label in ax.get_xticklabels()]
+        for left, right in itertools.pairwise(boxes):
+            assert left.x1 <= right.x0

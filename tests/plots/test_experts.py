@@ -1,30 +1,13 @@
 """Plots of experts: the records against NumPy, the drawings by what is in them."""
 
-import dataclasses
-
 import keras
 import numpy as np
 import pytest
-from matplotlib import colors, pyplot
+from matplotlib import pyplot
 
 import keras_dynamic as kd
 from tests.plots.checks import save
-
-
-def vit(router="top_k", **arguments):
-    """Patches of 4 x 4, 3 experts; the router's weight is random."""
-    inputs = keras.Input((8, 12, 1))
-    patches = keras.layers.Conv2D(5, 4, strides=4)(inputs)
-    tokens = keras.layers.Reshape((6, 5))(patches)
-    moe = kd.SparseMoE(3, 8, router=router, name="moe", **arguments)
-    outputs = keras.layers.GlobalAveragePooling1D()(moe(tokens))
-    model = keras.Model(inputs, outputs)
-    return model, moe, keras.Model(inputs, tokens)
-
-
-def images(count):
-    shape = (count, 8, 12, 1)
-    return np.random.default_rng(0).normal(size=shape).astype("float32")
+from tests.plots.mixtures import images, vit
 
 
 def test_load_over_time(tmp_path):
@@ -82,53 +65,6 @@ def test_load_by_class_where_experts_choose():
     np.testing.assert_allclose(record.loads, [[1 / 3] * 3])
 
 
-def test_patches(tmp_path):
-    model, moe, tokens = vit()
-    x = images(4)
-    record = kd.plots.patch_experts(model, moe, x, grid=(2, 3))
-    logits = tokens(x).numpy() @ moe.router.kernel.numpy()
-    expected = np.argmax(logits, axis=-1).reshape(4, 2, 3)
-    np.testing.assert_array_equal(record.experts, expected)
-    axes = record.plot()
-    assert len(axes) == 4
-    # Patch (1, 2) of image 3: its place, and the color that the legend gives.
-    patch = axes[3].patches[5]
-    assert patch.get_xy() == (2 * 4 - 0.5, 1 * 4 - 0.5)
-    assert (patch.get_width(), patch.get_height()) == (4, 4)
-    handles = axes[3].get_legend().get_patches()
-    color = handles[expected[3, 1, 2]].get_facecolor()
-    assert colors.to_hex(patch.get_facecolor()) == colors.to_hex(color)
-    save(axes, tmp_path / "patches.png")
-    gray = dataclasses.replace(record, images=x[..., 0])
-    again = gray.plot()
-    for one, other in zip(axes, again, strict=True):
-        np.testing.assert_array_equal(
-            one.images[0].get_array(), other.images[0].get_array()
-        )
-
-
-def test_many_experts_differ_by_hatching():
-    record = kd.plots.PatchExperts(
-        images(1), np.arange(6).reshape(1, 2, 3) * 3, 16, "moe"
-    )
-    (ax,) = record.plot()
-    styles = {
-        (handle.get_facecolor(), handle.get_hatch())
-        for handle in ax.get_legend().get_patches()
-    }
-    assert len(styles) == 16
-
-
-def test_class_token_before_the_patches():
-    record = kd.plots.PatchExperts(images(1), np.full((1, 2, 3), -1), 3, "moe")
-    (ax,) = record.plot()
-    assert not ax.patches  # nobody's patches are not colored
-    model, _, _ = vit()
-    last = kd.plots.patch_experts(model, "moe", images(2), grid=(1, 4)).experts
-    both = kd.plots.patch_experts(model, "moe", images(2), grid=(1, 6)).experts
-    np.testing.assert_array_equal(last, both[:, :, 2:])
-
-
 def test_padding_counts_for_nobody():
     words = np.array([[1, 2, 0, 0], [3, 0, 0, 0], [1, 1, 1, 1]])
     inputs = keras.Input((4,))
@@ -162,14 +98,28 @@ def test_bad_input():
         kd.plots.expert_load({"loss": [1.0]}, "moe")
     with pytest.raises(ValueError, match=r"\['moe'\].*layer='other'"):
         kd.plots.expert_load_by_class(model, "other", images(2), np.zeros(2))
-    with pytest.raises(ValueError, match=r"2 samples.*shape \(3,\)"):
+    with pytest.raises(ValueError, match=r"`y`.*2 samples.*shape \(3,\)"):
         kd.plots.expert_load_by_class(model, moe, images(2), np.zeros(3))
-    with pytest.raises(ValueError, match="no square.*6 tokens"):
-        kd.plots.patch_experts(model, moe, images(2))
-    with pytest.raises(ValueError, match=r"at most 6 patches.*\(3, 3\)"):
-        kd.plots.patch_experts(model, moe, images(2), grid=(3, 3))
-    with pytest.raises(ValueError, match="tokens choose experts.*'moe'"):
-        kd.plots.patch_experts(*vit("expert_choice")[:2], images(2), grid=(2, 3))
-    record = kd.plots.patch_experts(model, moe, images(2), grid=(2, 3))
-    with pytest.raises(ValueError, match="there are images, 2. Received: 1"):
-        record.plot(pyplot.subplots()[1])
+    x, y = images(9), np.arange(9) - 1
+    with pytest.raises(ValueError, match="`class_names`.*0 to 7.*9 names.* -1 to 7"):
+        kd.plots.expert_load_by_class(model, moe, x, y, list("abcdefghi"))
+    with pytest.raises(ValueError, match="`class_names`.*0 to 8.*2 names"):
+        kd.plots.expert_load_by_class(model, moe, x, y + 1, ["a", "b"])
+    with pytest.raises(ValueError, match="`y` must have an integer.*float64"):
+        kd.plots.expert_load_by_class(model, moe, x, y / 2)
+    with pytest.raises(ValueError, match="`x` must hold at least one sample"):
+        kd.plots.expert_load_by_class(model, moe, x[:0], y[:0])
+    with pytest.raises(TypeError, match="`history`.*`fit`.*history=None.*NoneType"):
+        kd.plots.expert_load(None, "moe")
+
+
+def test_a_hundred_classes(tmp_path):
+    loads = np.random.default_rng(0).dirichlet(np.ones(12), 100)
+    names = [f"class {label}" for label in range(100)]
+    ax = kd.plots.ExpertLoadByClass(loads, names, "moe").plot()
+    # Every 100 // 12 = 8th has a name; else they are a black bar.
+    assert list(ax.get_yticks()) == list(range(0, 100, 8))
+    labels = [label.get_text() for label in ax.get_yticklabels()]
+    assert labels == names[::8]
+    assert ax.images[0].get_interpolation() == "nearest"
+    save(ax, tmp_path / "hundred.png")

@@ -6,7 +6,7 @@ from matplotlib import pyplot
 
 import keras_dynamic as kd
 from tests.models.small_selected import selected_model
-from tests.plots.checks import save
+from tests.plots.checks import save, titles_are_apart
 from tests.plots.exits import (
     TEMPERATURES,
     data,
@@ -121,6 +121,22 @@ def test_an_exit_that_nobody_reaches(tmp_path):
     assert texts == [[], ["no samples"], ["no samples"]]
     assert axes[1].get_legend() is None and axes[1].get_title() == "exit_2"
     save(axes, tmp_path / "nobody.png")
+
+
+def test_long_names_keep_apart():
+    names = [f"exit_after_a_very_long_stage_of_the_network_{i}" for i in range(3)]
+    part, counts = np.array([0.5, 0.9]), np.array([12345, 12346])
+    bins = kd.plots.ReliabilityBins(part, part, counts, 0.0)
+    axes = kd.plots.Reliability([bins] * 3, [bins] * 3, np.ones(3), names).plot()
+    assert titles_are_apart(axes)
+    assert axes[0].get_title().endswith("2 bins of 12,345 or 12,346 samples")
+
+
+def test_one_sample():
+    one = np.array([0.5])
+    bins = kd.plots.ReliabilityBins(one, one, np.array([1]), 0.0)
+    (ax,) = kd.plots.Reliability([bins], [bins], np.ones(1), ["final"]).plot()
+    assert ax.get_title() == "final\n1 bin of 1 sample"
 
 
 def test_bad_input():

@@ -43,7 +43,7 @@ def test_drawing(tmp_path):
     # Stacked: each begins where the one before ends, and the last ends at 1.
     starts = [[bar.get_y() for bar in bars] for bars in ax.containers]
     np.testing.assert_allclose(starts, [[0, 0], [0.25, 0.5], [0.5, 0.8]])
-    assert len({bars[0].get_hatch() for bars in ax.containers}) == 3
+    assert len({bars[0].get_facecolor() for bars in ax.containers}) == 3
     cost, accuracy = ax.lines
     np.testing.assert_array_equal(cost.get_xydata(), [[1, 1.1], [2, 0.6]])
     np.testing.assert_array_equal(accuracy.get_xydata(), [[1, 0.7], [2, 0.8]])
@@ -62,3 +62,25 @@ def test_bad_input():
         kd.plots.exit_rates({"loss": [1.0]})
     with pytest.raises(ValueError, match="`update_freq`.*update_freq=0"):
         kd.plots.exit_rates({"val_exit_0_rate": [1.0]}, update_freq=0)
+    with pytest.raises(TypeError, match="`history`.*`fit`.*history=None"):
+        kd.plots.exit_rates(None)
+    logs = {"val_exit_0_rate": [1.0], "val_mean_cost": [1.0]}
+    with pytest.raises(ValueError, match="`metric`.*metric='acc'.*val_mean_cost"):
+        kd.plots.exit_rates(logs, metric="acc")
+
+
+def test_nine_exits_and_another_metric(tmp_path):
+    rates = np.random.default_rng(0).dirichlet(np.ones(9), 4)
+    logs = {f"val_exit_{index}_rate": list(rates[:, index]) for index in range(9)}
+    logs |= {"val_mean_cost": [1.0] * 4, "val_dynamic_acc": [0.5, 0.6, 0.7, 0.8]}
+    assert kd.plots.exit_rates(logs).accuracies is None
+    record = kd.plots.exit_rates(logs, metric="acc")
+    np.testing.assert_array_equal(record.accuracies, [0.5, 0.6, 0.7, 0.8])
+    ax = record.plot()
+    assert ax.lines[1].get_label() == "acc" and "acc;" in ax.get_ylabel()
+    first = [bars[0] for bars in ax.containers]
+    assert len({(bar.get_facecolor(), bar.get_hatch()) for bar in first}) == 9
+    # Exit 7 has the color of exit 0, and the first hatching.
+    assert first[7].get_facecolor() == first[0].get_facecolor()
+    assert [bar.get_hatch() for bar in first] == [""] * 7 + ["///"] * 2
+    save(ax, tmp_path / "nine.png")

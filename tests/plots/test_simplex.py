@@ -60,6 +60,9 @@ def test_logits_and_seeds():
 def test_a_probability_of_zero_is_never_drawn():
     record = kd.plots.gumbel_simplex(probabilities=[0.5, 0.5, 0.0], num_samples=50)
     np.testing.assert_array_equal(record.samples[1:, :, 2], 0)
+    record = kd.plots.gumbel_simplex(logits=[0, 0, -np.inf], num_samples=50)
+    np.testing.assert_array_equal(record.samples[..., 2], 0)
+    np.testing.assert_allclose(record.probabilities, [0.5, 0.5, 0])
 
 
 def test_hard_samples_lie_in_the_corners():
@@ -105,6 +108,9 @@ def test_given_axes():
         ({}, "`logits` or `probabilities`.*logits=None, probabilities=None"),
         ({"logits": [1, 2, 3], "probabilities": P}, "one of them.*1, 2, 3"),
         ({"logits": [1, 2]}, r"`logits`.*no triangle.*shape \(2,\)"),
+        ({"logits": [1, 2, np.nan]}, "`logits`.*-inf.*nan"),
+        ({"logits": [1, 2, np.inf]}, "`logits`.*inf"),
+        ({"logits": [-np.inf] * 3}, "`logits`.*at most two"),
         ({"probabilities": [0.5, 0.6, 0.1]}, "`probabilities`.*sum to 1.*0.6"),
         ({"probabilities": [1.5, -0.5, 0.0]}, "`probabilities`.*>= 0.*1.5"),
         ({"logits": P, "estimator": "soft"}, "`estimator`.*draw.*'soft'"),

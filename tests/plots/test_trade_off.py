@@ -158,6 +158,27 @@ def test_drawing(tmp_path):
     save(ax, tmp_path / "trade_off.png")
 
 
+def test_the_legend_covers_no_name():
+    names = [f"exit_after_a_very_long_stage_of_the_network_{i}" for i in range(3)]
+    record = kd.plots.AccuracyCost(
+        costs=np.array([0.2, 0.4, 0.8]),
+        accuracies=np.array([0.6, 0.8, 0.86]),
+        thresholds=[],
+        on_front=np.ones(3, bool),
+        operating_point=(0.6, 0.8),
+        exit_costs=np.array([0.2, 0.7, 1.02]),
+        exit_accuracies=np.array([0.6, 0.62, 0.63]),
+        exit_names=names,
+        rule="Margin",
+    )
+    ax = record.plot()
+    ax.figure.canvas.draw()
+    legend = ax.get_legend().get_window_extent()
+    for text in ax.texts:
+        assert not legend.overlaps(text.get_window_extent())
+        assert len(text.get_text()) <= 20
+
+
 def test_bad_input():
     model, (x, y) = trained_model(), data(20)
     plain = keras.Sequential([keras.Input((6,)), keras.layers.Dense(4)], name="plain")

@@ -11,6 +11,7 @@ from pathlib import Path
 import keras
 import keras_tuner
 import pytest
+import tensorflow as tf
 
 import keras_dynamic as kd
 from keras_dynamic import tuning
@@ -120,6 +121,7 @@ def finished(tmp_path_factory):
             {"objective": tuning.AccuracyUnderBudget(0.3)},
             r"objective.*'budget': 0.6.*there.*'budget': 0.3",
         ),
+        ({"rule": "entropy"}, "rule None there, entropy here"),
         (
             {"function": searches.build_with_selector},
             "'exit_1_loss_weight' only there.*'temperature' only here",
@@ -171,6 +173,21 @@ def test_directory_of_a_search_of_another_kind(tmp_path):
     assert len(tuning.pareto(tuner).trials) == 1
 
 
+def test_directory_of_a_search_that_has_not_finished_a_trial(tmp_path):
+    project = tmp_path / "untitled_project"
+    project.mkdir()
+    (project / "oracle.json").write_text("{}")
+    with pytest.raises(ValueError, match="not of a `DynamicHyperModel`"):
+        hypermodel().tuner("random", max_trials=1, directory=tmp_path)
+
+
+def test_another_validation_beside_it(tmp_path):
+    data = searches.CALIBRATION, searches.VALIDATION
+    tuner = hypermodel().tuner("random", max_trials=1, directory=tmp_path)
+    with pytest.raises(ValueError, match="must hold no `DynamicValidation`"):
+        search(tuner, callbacks=[kd.callbacks.DynamicValidation(*data)])
+
+
 def test_directory_that_cannot_be_made(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match="`directory` must be a place.*file"):
@@ -218,6 +235,13 @@ def test_lambda_without_effect(tmp_path):
     with pytest.raises(ValueError, match="'exit_2_loss_weight'.*0.7 in place of 1"):
         hypermodel(overridden).tuner("random", max_trials=1, directory=tmp_path)
 
+    def halved(hp):
+        model = searches.build(hp)
+        model.get_layer("exit_1").loss_weight = 0.5
+        return model
+
+    hypermodel(halved).tuner("random", max_trials=1, directory=tmp_path)
+
 
 def test_models_that_are_none(tmp_path):
     def plain(hp):
@@ -255,5 +279,14 @@ def test_arguments(tmp_path):
         model(searches.build, data, data[0], objective)
     with pytest.raises(ValueError, match=r"\['bayesian'.*tuner='best'"):
         hypermodel().tuner("best", directory=tmp_path)
+    with pytest.raises(TypeError, match="a class of tuners.*tuner=3"):
+        hypermodel().tuner(3, directory=tmp_path)
+    with pytest.raises(TypeError, match="`calibration_data` must be.*int"):
+        model(searches.build, 5, data, objective)
+    endless = tf.data.Dataset.from_tensor_slices(data).batch(8).repeat()
+    with pytest.raises(ValueError, match="`validation_data` must come to an end"):
+        model(searches.build, data, endless, objective)
+    with pytest.raises(TypeError, match="`calibration_data` is read after every.*iter"):
+        model(searches.build, iter([data]), data, objective)
     with pytest.raises(ValueError, match="`objective` is the hypermodel's own"):
         hypermodel().tuner("random", objective="loss", directory=tmp_path)

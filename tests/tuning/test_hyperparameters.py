@@ -64,6 +64,25 @@ def test_an_inactive_scope_gives_the_default():
         assert tuning.loss_weight(hp, "exit_1", default=0.4) == 2.0
 
 
+def test_a_name_has_one_range():
+    hp = keras_tuner.HyperParameters()
+    tuning.temperature(hp, max_value=2.0)
+    with pytest.raises(ValueError, match="'temperature'.*0.1 to 2.0 and 0.1 to 5.0"):
+        tuning.temperature(hp)
+    tuning.temperature_schedule(hp, 5, layers=["a"])
+    tuning.temperature_schedule(hp, 5, layers=["b"], initial=(1, 2), name="second")
+    assert "second_temperature" in hp.values
+    with pytest.raises(ValueError, match="'schedule_temperature'.*two ranges"):
+        tuning.temperature_schedule(hp, 5, initial=(1, 2))
+
+
+def test_the_default_is_the_usual_one_or_what_comes_nearest():
+    hp = keras_tuner.HyperParameters()
+    assert tuning.loss_weight(hp, "a", max_value=0.5) == 0.5
+    assert tuning.temperature(hp, min_value=2.0) == 2.0
+    assert tuning.cost_weight(hp, "gate") == 0.03
+
+
 def test_two_scopes_may_share_a_name_but_not_with_two_ranges():
     hp = keras_tuner.HyperParameters()
     hp.Choice("trunk", ["plain", "gated"])
@@ -125,6 +144,12 @@ def test_bad_input():
         tuning.loss_weight(hp, "e", default="a")
     with pytest.raises(ValueError, match="at most 1. Received: max_value=2"):
         tuning.target_rate(hp, "gate", max_value=2)
+    with pytest.raises(TypeError, match="`max_value` must be a number.*'a'"):
+        tuning.target_rate(hp, "gate", max_value="a")
+    with pytest.raises(TypeError, match="`initial` must be a pair.*initial=5.0"):
+        tuning.temperature_schedule(hp, 5, initial=5.0)
+    with pytest.raises(ValueError, match=r"`final` must be a range.*\(0, 1\)"):
+        tuning.temperature_schedule(hp, 5, final=(0, 1))
     with pytest.raises(ValueError, match="`decay_steps`.*decay_steps=0"):
         tuning.temperature_schedule(hp, 0)
     assert not hp.space

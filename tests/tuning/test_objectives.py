@@ -53,5 +53,7 @@ def test_bad_input():
         AccuracyUnderBudget("half")
     with pytest.raises(ValueError, match=r"\(0, 1\].*min_accuracy=95"):
         CostUnderAccuracy(95)
+    with pytest.raises(TypeError, match="`metric` must be the name.*metric=5"):
+        AccuracyUnderBudget(0.5, metric=5)
     with pytest.raises(ValueError, match="`penalty`.*penalty=nan"):
         CostUnderAccuracy(0.9, penalty=float("nan"))

@@ -168,3 +168,23 @@ def test_bad_input():
         kd.plots.gates_by_class(plain, X, Y)
     with pytest.raises(ValueError, match="`model`.*<class 'str'>"):
         kd.plots.gates_by_class("model", X, Y)
+    with pytest.raises(ValueError, match="`y` must have an integer.*float64"):
+        kd.plots.gates_by_class(model, X, Y / 2)
+    with pytest.raises(ValueError, match="`x` must hold at least one sample"):
+        kd.plots.gates_by_class(model, X[:0], Y[:0])
+
+
+def test_a_hundred_classes_stay_on_a_page(tmp_path):
+    rates = np.random.default_rng(0).uniform(size=(90, 101))
+    gates, names = [f"gate_{i}" for i in range(90)], [f"class {i}" for i in range(100)]
+    ax = kd.plots.GatesByClass(rates, rates, rates, gates, names).plot()
+    assert ax.figure.get_size_inches().max() <= 14
+    # Every 100 // 24 = 4th class, and all; every 90 // 36 = 2nd gate.
+    columns = [label.get_text() for label in ax.get_xticklabels()]
+    assert columns == [*names[::4], "all"]
+    assert list(ax.get_xticks()) == [*range(0, 100, 4), 100]
+    assert [label.get_text() for label in ax.get_yticklabels()] == gates[::2]
+    save(ax, tmp_path / "hundred.png")
+    # Of 97 classes the last one named, 96, would run into "all".
+    ax = kd.plots.GatesByClass(*[rates[:, :98]] * 3, gates, names[:97]).plot()
+    assert list(ax.get_xticks()) == [*range(0, 96, 4), 97]

@@ -8,7 +8,7 @@ from matplotlib import colors, pyplot
 import keras_dynamic as kd
 from tests.models.small_models import dense_model
 from tests.models.small_selected import selected_model
-from tests.plots.checks import save
+from tests.plots.checks import save, titles_are_apart
 from tests.plots.exits import data, exits_taken, probabilities, trained_model
 
 
@@ -151,6 +151,17 @@ def test_binary_head():
     np.testing.assert_allclose(record.edges, np.linspace(0, np.log(2), 6))
     output = model.predict(x, verbose=0)[2][:, 0]
     assert record.right[2].sum() == ((output > 0.5) == y).sum()
+
+
+def test_long_names_keep_apart():
+    names = [f"exit_after_a_very_long_stage_of_the_network_{i}" for i in range(3)]
+    counts = np.ones((3, 2))
+    record = kd.plots.ConfidenceHistograms(
+        np.array([0, 0.5, 1]), counts, counts, [0.7, None], False, names, "Margin"
+    )
+    axes = record.plot()
+    assert titles_are_apart(axes)
+    assert axes[2].get_title().endswith("network_2")
 
 
 def test_bad_input():
