@@ -76,6 +76,7 @@ ORDERED = {
         "structure",
         "weight_decay",
         "serving",
+        "dynamic_inference",
         "dynamic_model",
         "export",
         "surgery",

@@ -16,9 +16,9 @@ _NAMES = ("outputs", "probabilities", "exit_index", "confidence")
 class DynamicFunction:
     """The dynamic road for batches of one size; see `DynamicModel.dynamic_function`.
 
-    A batch of one sample has static shapes all the way: it stays or it leaves, and no
-    row is moved. So XLA can compile the whole walk, conditionals included, with the
-    weights as constants. Of that and TensorFlow's own kernels the faster one is taken.
+    The weights are constants in it. A batch of one sample has static shapes all the
+    way: it stays or it leaves, and no row is moved. So XLA can compile the whole walk,
+    conditionals included. Of that and TensorFlow's own kernels the faster one is taken.
 
     Args:
         model: a `DynamicModel`.
@@ -33,14 +33,14 @@ class DynamicFunction:
 
     def __init__(self, model, batch_size, rule):
         self.batch_size, self.rule = batch_size, rule
-        self._model = model  # keeps the variables that an unfrozen function reads
+        self._structure = model.input
         self._walk, thresholds = model.road.walk_under(rule, model)
         self._knobs = thresholds, tf.constant(model.calibration_temperatures.numpy())
         self._specs = [
             tf.TensorSpec([batch_size, *value.spec.shape[1:]], value.spec.dtype)
             for value in self._walk.inputs
         ]
-        self._function, self.jit_compiled = self._plain(self._knobs), False
+        self._function, self.jit_compiled = self._made(self._knobs), False
         if (
             batch_size == 1
             and isinstance(self._walk, Walk)
@@ -61,25 +61,13 @@ class DynamicFunction:
         Raises:
             ValueError: for a batch of another size or shape.
         """
-        if len(self._specs) == 1 and isinstance(x, tf.Tensor):
-            return self._function(x)  # nothing to be done in Python
-        flat = tree.flatten(x)
+        flat = [x] if isinstance(x, tf.Tensor) else tree.flatten(x)
         if len(flat) != len(self._specs):
             raise ValueError(
                 f"`x` must hold {len(self._specs)} tensors, the model's inputs. "
                 f"Received: {len(flat)}."
             )
-        tensors = [
-            tf.cast(tensor, spec.dtype) if spec.dtype.is_floating else tensor
-            for tensor, spec in zip(flat, self._specs, strict=True)
-        ]
-        for tensor, spec in zip(tensors, self._specs, strict=True):
-            if not spec.shape.is_compatible_with(np.shape(tensor)):
-                raise ValueError(
-                    f"`x` must be a batch of shape {tuple(spec.shape)}. Received: "
-                    f"shape {tuple(np.shape(tensor))}."
-                )
-        return self._function(*tensors)
+        return self._function(*map(_as, flat, self._specs))
 
     def _take_the_faster(self):
         """XLA or TensorFlow's own kernels, by the time that a sample takes.
@@ -96,32 +84,34 @@ class DynamicFunction:
             for value in (opened, rule.closed_value)
         ]
 
-        def seconds(make):
-            functions = [make(knobs) for knobs in extremes]
+        def seconds(jit_compile):
+            functions = [self._made(knobs, jit_compile) for knobs in extremes]
             return sum(
                 median_time(lambda f=function: f(*example)["outputs"])
                 for function in functions
             )
 
         try:
-            compiled = seconds(self._compiled)
+            compiled = seconds(jit_compile=True)
         except (tf.errors.OpError, ValueError):  # an operation that XLA does not have
             return
-        if compiled < seconds(self._plain):
-            self._function, self.jit_compiled = self._compiled(self._knobs), True
+        if compiled < seconds(jit_compile=False):
+            self._function = self._made(self._knobs, jit_compile=True)
+            self.jit_compiled = True
 
-    def _plain(self, knobs):
-        return self._traced(lambda *tensors: self._answers(tensors, knobs))
+    def _made(self, knobs, jit_compile=False):
+        """The walk for some (thresholds, temperatures), with constants for weights."""
 
-    def _compiled(self, knobs):
-        return self._traced(frozen(self._plain(knobs)), jit_compile=True)
+        def run(*tensors):
+            return self._answers(tensors, knobs)
 
-    def _traced(self, function, jit_compile=None):
-        compiled = tf.function(function, autograph=False, jit_compile=jit_compile)
-        return compiled.get_concrete_function(*self._specs)
+        traced = tf.function(run, autograph=False).get_concrete_function(*self._specs)
+        return tf.function(
+            frozen(traced), autograph=False, jit_compile=jit_compile
+        ).get_concrete_function(*self._specs)
 
     def _answers(self, tensors, knobs):
-        x = tree.pack_sequence_as(self._model.input, list(tensors))
+        x = tree.pack_sequence_as(self._structure, list(tensors))
         if self.batch_size == 1 and isinstance(self._walk, Walk):
             return _walk_of_one(self._walk, x, *knobs)
         answers = self._walk(x, *knobs, eagerly=True)
@@ -169,3 +159,14 @@ def _example(spec):
         noise = np.random.default_rng(0).normal(size=spec.shape)
         return tf.constant(noise, spec.dtype)
     return tf.zeros(spec.shape, spec.dtype)
+
+
+def _as(tensor, spec):
+    """`tensor` with the dtype of a spec; a ValueError for another shape."""
+    tensor = tf.convert_to_tensor(tensor)
+    if not spec.shape.is_compatible_with(tensor.shape):
+        raise ValueError(
+            f"`x` must be a batch of shape {tuple(spec.shape)}. Received: shape "
+            f"{tuple(tensor.shape)}."
+        )
+    return tf.cast(tensor, spec.dtype) if tensor.dtype != spec.dtype else tensor
