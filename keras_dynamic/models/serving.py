@@ -80,15 +80,15 @@ class DynamicFunction:
         largest = np.float32(np.finfo("float32").max)
         opened = largest if rule.closed_value < 0 else -largest
         extremes = [
-            (tf.fill([early], tf.constant(value, tf.float32)), self._knobs[1])
+            tf.fill([early], tf.constant(value, tf.float32))
             for value in (opened, rule.closed_value)
         ]
 
         def seconds(jit_compile):
-            functions = [self._made(knobs, jit_compile) for knobs in extremes]
+            function = self._made(None, jit_compile)
             return sum(
-                median_time(lambda f=function: f(*example)["outputs"])
-                for function in functions
+                median_time(lambda given=given: function(*example, given)["outputs"])
+                for given in extremes
             )
 
         try:
@@ -100,15 +100,24 @@ class DynamicFunction:
             self.jit_compiled = True
 
     def _made(self, knobs, jit_compile=False):
-        """The walk for some (thresholds, temperatures), with constants for weights."""
+        """The walk with constants for weights, thresholds and temperatures.
+
+        With None for `knobs`, thresholds are a last argument.
+        """
+        specs = list(self._specs)
+        if knobs is None:
+            specs.append(tf.TensorSpec([len(self._walk.exits) - 1], tf.float32))
 
         def run(*tensors):
-            return self._answers(tensors, knobs)
+            if knobs is not None:
+                return self._answers(tensors, knobs)
+            *tensors, thresholds = tensors
+            return self._answers(tensors, (thresholds, self._knobs[1]))
 
-        traced = tf.function(run, autograph=False).get_concrete_function(*self._specs)
+        traced = tf.function(run, autograph=False).get_concrete_function(*specs)
         return tf.function(
             frozen(traced), autograph=False, jit_compile=jit_compile
-        ).get_concrete_function(*self._specs)
+        ).get_concrete_function(*specs)
 
     def _answers(self, tensors, knobs):
         x = tree.pack_sequence_as(self._structure, list(tensors))

@@ -131,7 +131,7 @@ def test_gates_and_selectors():
     assert not function.jit_compiled  # there a closed gate would save nothing
     same(one_by_one(function, X), model.predict_dynamic(X, verbose=0))
 
-    model, x = selected_model()
+    model, x = selected_model(), X
     function = model.dynamic_function(batch_size=len(x))
     expected = model.predict_dynamic(x, verbose=0)
     np.testing.assert_array_equal(function(x)["exit_index"], expected.exit_index)
