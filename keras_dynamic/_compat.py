@@ -15,12 +15,16 @@ from keras.src.saving.serialization_lib import SerializableDict
 from keras.src.trainers.compile_utils import get_loss, get_metric
 from keras.src.trainers.data_adapters.array_data_adapter import ArrayDataAdapter
 from keras.src.trainers.epoch_iterator import EpochIterator
+from tensorflow.python.framework.convert_to_constants import (
+    convert_variables_to_constants_v2,
+)
 from tensorflow.python.ops.control_flow_util import GraphOrParentsInXlaContext
 
 __all__ = [
     "BatchIterator",
     "calls_before",
     "exclude_from_weight_decay",
+    "frozen",
     "functional_nodes",
     "functional_of",
     "get_mask",
@@ -294,3 +298,17 @@ def rename_metrics_by_exit(model, y, y_pred, prefixes):
 def scoped_name(hp, name):
     """The whole name of a hyperparameter of keras-tuner, its name scopes before it."""
     return hp._get_name(name)
+
+
+def frozen(function):
+    """A concrete function with its variables as constants, at their values now.
+
+    What TensorFlow publishes for it works on graphs of version 1 only.
+    """
+    constant = convert_variables_to_constants_v2(function, lower_control_flow=False)
+
+    def call(*tensors):
+        results = tf.nest.flatten(constant(*tensors))
+        return tf.nest.pack_sequence_as(function.structured_outputs, results)
+
+    return call

@@ -48,8 +48,14 @@ def public_objects():
 
 
 def methods(qualified_name, cls):
-    """Yields (qualified name, function) for the public methods that a class defines."""
-    for name, value in vars(cls).items():
+    """Yields (qualified name, function) for the public methods of a class that are ours.
+
+    Those of a mixin of the package, too.
+    """
+    own = [each for each in cls.__mro__ if each.__module__.startswith("keras_dynamic")]
+    for name, value in {
+        n: v for each in own[::-1] for n, v in vars(each).items()
+    }.items():
         function = getattr(value, "fget", None) or getattr(value, "__func__", value)
         if not name.startswith("_") and inspect.isfunction(function):
             yield f"{qualified_name}.{name}", function

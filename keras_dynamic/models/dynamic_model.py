@@ -4,8 +4,9 @@ import keras
 import numpy as np
 
 from keras_dynamic import _compat
-from keras_dynamic.models import calibrating, inference, rules
+from keras_dynamic.models import rules
 from keras_dynamic.models.binding import fill_in_costs, wants_costs
+from keras_dynamic.models.dynamic_inference import DynamicInference
 from keras_dynamic.models.exit_table import exit_table
 from keras_dynamic.models.road import Road
 from keras_dynamic.models.selection import DERIVED_NAMES
@@ -24,7 +25,7 @@ __all__ = ["DynamicModel"]
 
 
 @keras.saving.register_keras_serializable(package="keras_dynamic")
-class DynamicModel(keras.Model):
+class DynamicModel(DynamicInference, keras.Model):
     """A functional model with early exits that runs only as far as it has to.
 
     It is made like `keras.Model` and is one: `fit`, `evaluate`, `predict`, `save`
@@ -212,120 +213,6 @@ class DynamicModel(keras.Model):
         sample_weight = self.road.sample_weights(sample_weight)
         return super().compute_metrics(x, y, y_pred, sample_weight)
 
-    def predict_dynamic(
-        self, x, batch_size=None, verbose="auto", steps=None, callbacks=None, rule=None
-    ):
-        """Answers each sample at the first exit where the rule lets it leave.
-
-        One compiled TensorFlow function walks a batch: a segment computes only the
-        samples that reach it, and one that nobody reaches does not run. A sample that
-        was fed a NaN never leaves early. The walk itself is not compiled by XLA, also
-        where `jit_compile=True`: the number of survivors is no static shape.
-
-        Args:
-            x: as in `predict`: array(s), a dict, `tf.data.Dataset`, `PyDataset` or
-                generator.
-            batch_size: int or `None` (32), as in `predict`.
-            verbose: `"auto"`, 0, 1 or 2, as in `predict`.
-            steps: int or `None`, as in `predict`.
-            callbacks: list of callbacks; `on_predict_*` are called.
-            rule: an `ExitRule` or its name in place of `exit_rule`, this once.
-                Defaults to `None`.
-
-        Returns:
-            A `kd.DynamicPrediction`, rows in the order of the input.
-
-        Raises:
-            ValueError: if a head gives neither logits nor probabilities.
-        """
-        return inference.predict_dynamic(
-            self, x, batch_size, verbose, steps, callbacks, rule
-        )
-
-    def evaluate_dynamic(
-        self,
-        x,
-        y=None,
-        batch_size=None,
-        verbose="auto",
-        sample_weight=None,
-        steps=None,
-        callbacks=None,
-        rule=None,
-    ):
-        """The compiled loss and metrics of the answers of the dynamic road.
-
-        Args:
-            x, y, sample_weight: as in `evaluate`; one `y`.
-            batch_size, verbose, steps: as in `evaluate`.
-            callbacks: list of callbacks; `on_test_*` are called.
-            rule: as in `predict_dynamic`.
-
-        Returns:
-            A dict: `loss` and the final exit's metrics, computed on the answers;
-            `mean_cost` (1.0 is the plain network); `exit_rates`, a list.
-
-        Raises:
-            RuntimeError: before `compile`.
-            ValueError: without targets.
-        """
-        if not self.compiled:
-            raise RuntimeError("Call `compile` before `evaluate_dynamic`.")
-        return inference.evaluate_dynamic(
-            self, x, y, batch_size, verbose, sample_weight, steps, callbacks, rule
-        )
-
-    def calibrate(
-        self,
-        x,
-        y=None,
-        rule="max_probability",
-        budget=None,
-        max_accuracy_drop=None,
-        batch_size=None,
-        steps=None,
-        min_accuracy=None,
-    ):
-        """Fits temperatures and chooses thresholds on held-out data.
-
-        Args:
-            x: as in `predict`; a dataset may yield (x, y).
-            y: labels, (n,) class numbers or (n, classes) one-hot.
-            rule: name of a rule, or an `ExitRule`; it becomes the model's. Defaults
-                to `"max_probability"`, also where the model has another.
-            budget: float > 0, the largest `mean_cost` wished for, 1.0 being the plain
-                network: the most accurate thresholds within it are chosen.
-            max_accuracy_drop: float in [0, 1), how much below the final exit's
-                accuracy the dynamic one may lie: the cheapest thresholds are chosen
-                whose drop on this data, plus one standard error of it, is within.
-                On other data it may still be exceeded: the fewer samples, the more.
-            min_accuracy: float in [0, 1], the least accuracy on this data: as for a
-                drop to it from the final exit's, with the same margin. Give one of
-                the three; with none, the rule keeps the thresholds that it has.
-            batch_size, steps: int or `None`, as in `predict`.
-
-        Returns:
-            A `kd.calibration.CalibrationReport`; `print` it.
-
-        Raises:
-            RuntimeError: before `compile`.
-            ValueError: for no samples, labels outside the classes, two goals at
-                once, a goal that cannot be reached (a `kd.calibration.UnreachableGoal`
-                says what can), or a model whose answer depends on batch-mates.
-
-        Reference:
-            Guo, Pleiss, Sun and Weinberger, "On Calibration of Modern Neural
-            Networks", ICML 2017 (temperatures, here one an exit and bounded).
-        """
-        if not self.compiled:
-            raise RuntimeError("Call `compile` before `calibrate`.")
-        wanted = rules.get(rule)
-        if isinstance(rule, str) and type(wanted) is type(self._rule):
-            wanted = self.exit_rule  # the name alone changes no threshold
-        goals = {"budget": budget, "max_accuracy_drop": max_accuracy_drop}
-        goals["min_accuracy"] = min_accuracy
-        return calibrating.calibrate(self, x, y, wanted, goals, batch_size, steps)
-
     def compute_costs(self, input_shape=None):
         """FLOPs of segments, exits and heads for one sample under the rule in force.
 
@@ -342,37 +229,6 @@ class DynamicModel(keras.Model):
         """
         shapes = shapes_of_inputs(input_shape, len(self.inputs))
         return self.road.costs(shapes, self.exit_rule)
-
-    def export(
-        self,
-        filepath,
-        format="tf_saved_model",
-        verbose=None,
-        input_signature=None,
-        **kwargs,
-    ):
-        """Writes a model that skips as `predict_dynamic` does, without Python.
-
-        Its endpoint `serve` takes any batch and gives a dict: `outputs`, `exit_index`,
-        `confidence`, `probabilities` and, where known, `cost`. The rule, thresholds
-        and temperatures in force are frozen.
-
-        Args:
-            filepath: path of the folder (SavedModel) or file.
-            format: `"tf_saved_model"` (default), `"litert"` or `"onnx"`.
-            verbose: whether to say what was written. Defaults to `None`, yes.
-            input_signature: specs of the inputs that fix open sizes. Defaults to
-                `None`, the model's own.
-            **kwargs: `opset_version` for `"onnx"`.
-
-        Raises:
-            ValueError: for another format, an operation that it lacks, or other
-                answers than the model's; no file is left behind.
-            ImportError: if a package is missing.
-        """
-        from keras_dynamic.models.export import export
-
-        export(self, filepath, format, verbose, input_signature, kwargs)
 
     def summary(self, *args, print_fn=None, **kwargs):
         """Keras' summary, then the exits with their share of the cost."""

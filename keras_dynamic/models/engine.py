@@ -182,13 +182,19 @@ class Walk(CompiledWalk):
         self.kinds = kinds
         self.rule = rule
 
-    def _walk(self, x, thresholds, temperatures):
+    def start(self, x, thresholds):
+        """(values, state, num_rows) of a batch before its first segment."""
         values, num_rows, broken = self._fed(x)
         rule = self.rule.bind(thresholds)
         state = {"memory": rule.initial_state(num_rows), "broken": broken}
-        answers = self.no_answers(num_rows)
         if self.has_gates:
-            state["saved"] = answers["saved"]
+            state["saved"] = tf.zeros([num_rows], tf.float64)
+        return values, state, num_rows
+
+    def _walk(self, x, thresholds, temperatures):
+        values, state, num_rows = self.start(x, thresholds)
+        rule = self.rule.bind(thresholds)
+        answers = self.no_answers(num_rows)
         return self._stage(
             0,
             values,

@@ -1,7 +1,5 @@
 """Whole inputs on the dynamic road: batches, callbacks, answers, metrics."""
 
-import dataclasses
-
 import keras
 import numpy as np
 import tensorflow as tf
@@ -9,36 +7,101 @@ from keras import tree
 
 from keras_dynamic._compat import BatchIterator, loss_for, metric_for
 from keras_dynamic.models import rules
+from keras_dynamic.models.engine import Walk
 from keras_dynamic.models.per_exit import own_metric, target_of_final
+from keras_dynamic.models.pools import Pools
 from keras_dynamic.models.prediction import DynamicPrediction
 
-__all__ = ["evaluate_dynamic", "predict_dynamic"]
+__all__ = ["evaluate_dynamic", "first_size", "predict_dynamic", "stream_dynamic"]
 
 _COLUMNS = ("outputs", "probabilities", "exit_index", "confidence")
+# From so many batches on, it may pay that survivors of several of them wait.
+_LONG = 4
 
 
-@dataclasses.dataclass
-class _Collected:
-    """Answers of the batches so far, as lists of tensors, and their costs."""
+class _BatchByBatch:
+    """The dynamic road, one batch after the other, and what it answered.
 
-    columns: dict = dataclasses.field(default_factory=lambda: {c: [] for c in _COLUMNS})
-    segment_rows: list = dataclasses.field(default_factory=list)
-    saved: list = dataclasses.field(default_factory=list)
-    costs: list = dataclasses.field(default_factory=list)
+    Args:
+        model: a `DynamicModel`.
+        rule: an `ExitRule`.
+    """
 
-    def add(self, answers, costs):
-        for name in _COLUMNS:
-            self.columns[name].append(answers[name])
-        self.segment_rows.append(answers["segment_rows"])
-        self.saved.append(answers.get("saved", 0.0))
-        self.costs.append(costs)
+    def __init__(self, model, rule):
+        self._model, self._rule = model, rule
+        self._walk, self._thresholds = model.road.walk_under(rule, model)
+        self._temperatures = tf.convert_to_tensor(model.calibration_temperatures)
+        self._answers, self._costs = [], []
+
+    def add(self, x):
+        """Takes a batch; returns its answers, a dict of tensors."""
+        answers = self._walk(
+            x, self._thresholds, self._temperatures, self._model.run_eagerly
+        )
+        self._answers.append(answers)
+        self._costs.append(self._model.road.costs_of_batch(x, self._rule))
+        return answers
+
+    def prediction(self):
+        columns = {
+            name: np.concatenate([np.asarray(each[name]) for each in self._answers])
+            for name in _COLUMNS
+        }
+        costs, references = [], []
+        for answers, known in zip(self._answers, self._costs, strict=True):
+            exits = np.asarray(answers["exit_index"])
+            costs.append(_executed(known, exits, answers.get("saved")))
+            references.append((len(exits), known.reference))
+        # Inputs of several sizes have several plain networks to be compared with.
+        total = sum(count for count, _ in references)
+        segment_rows = [np.asarray(each["segment_rows"]) for each in self._answers]
+        return DynamicPrediction(
+            **columns,
+            cost=np.concatenate(costs),
+            exit_names=tuple(self._model.exit_names),
+            segment_rows=np.sum(segment_rows, axis=0, dtype="int64"),
+            reference_cost=sum(count * value for count, value in references) / total,
+        )
+
+
+class _Pooled:
+    """The dynamic road with pools of survivors before each segment.
+
+    Args:
+        model: a `DynamicModel` without open sizes, in which every exit is asked.
+        rule: an `ExitRule`.
+        size: int, rows of a full batch.
+    """
+
+    def __init__(self, model, rule, size):
+        self._model, self._rule = model, rule
+        walk, thresholds = model.road.walk_under(rule, model)
+        temperatures = tf.convert_to_tensor(model.calibration_temperatures)
+        stages = model.road.stages_of(walk)
+        self._pools = Pools(stages, size, (thresholds, temperatures))
+
+    def add(self, x):
+        """Takes a batch."""
+        self._pools.add(x)
+
+    def prediction(self):
+        columns = self._pools.finish()
+        costs = self._model.road.costs(rule=self._rule)
+        saved = columns.pop("saved", None)
+        return DynamicPrediction(
+            **columns,
+            cost=_executed(costs, columns["exit_index"], saved),
+            exit_names=tuple(self._model.exit_names),
+            segment_rows=self._pools.segment_rows,
+            reference_cost=costs.reference,
+        )
 
 
 def predict_dynamic(model, x, batch_size, verbose, steps, callbacks, rule):
     """See `DynamicModel.predict_dynamic`."""
     rule = model.exit_rule if rule is None else rules.get(rule)
-    collected, logs = _Collected(), {}
-    batches = _answered_batches(
+    road, logs = None, {}
+    batches = _batches(
         model,
         rule,
         "predict",
@@ -49,10 +112,35 @@ def predict_dynamic(model, x, batch_size, verbose, steps, callbacks, rule):
         batch_size=batch_size,
         steps_per_epoch=steps,
     )
-    for x_batch, _, _, answers in batches:
-        collected.add(answers, model.road.costs_of_batch(x_batch, rule))
-        logs["outputs"] = answers["outputs"]
-    return _prediction(model, collected)
+    for x_batch, _, _, is_long in batches:
+        if road is None:
+            pooled = is_long and callbacks is None and _can_wait(model, rule)
+            size = first_size(x_batch)
+            road = _Pooled(model, rule, size) if pooled else _BatchByBatch(model, rule)
+        answers = road.add(x_batch)
+        if answers is not None:
+            logs["outputs"] = answers["outputs"]
+    return _no_prediction(model) if road is None else road.prediction()
+
+
+def stream_dynamic(model, x, batch_size, steps, rule):
+    """See `DynamicModel.stream_dynamic`."""
+    rule = model.exit_rule if rule is None else rules.get(rule)
+    batches = _batches(
+        model,
+        rule,
+        "predict",
+        None,
+        0,
+        {},
+        x=x,
+        batch_size=batch_size,
+        steps_per_epoch=steps,
+    )
+    for x_batch, *_ in batches:
+        road = _BatchByBatch(model, rule)
+        road.add(x_batch)
+        yield road.prediction()
 
 
 def evaluate_dynamic(
@@ -60,8 +148,8 @@ def evaluate_dynamic(
 ):
     """See `DynamicModel.evaluate_dynamic`."""
     rule = model.exit_rule if rule is None else rules.get(rule)
-    collected, tallies, logs = _Collected(), None, {}
-    batches = _answered_batches(
+    road, tallies, logs = None, None, {}
+    batches = _batches(
         model,
         rule,
         "test",
@@ -74,20 +162,20 @@ def evaluate_dynamic(
         batch_size=batch_size,
         steps_per_epoch=steps,
     )
-    for x_batch, y_batch, weight, answers in batches:
+    for x_batch, y_batch, weight, _ in batches:
         if y_batch is None:
             raise ValueError(
                 "`y` must be given, by itself or in the batches of `x`, to evaluate. "
                 f"Received: y={y!r}, x of type {type(x)}."
             )
         y_batch = target_of_final(y_batch, model.exit_names)
-        outputs = answers["outputs"]
+        road = road or _BatchByBatch(model, rule)
+        outputs = road.add(x_batch)["outputs"]
         if tallies is None:
             tallies = _Tallies(model.road.final, y_batch, outputs)
         tallies.update(y_batch, outputs, weight)
         logs.update(tallies.results())
-        collected.add(answers, model.road.costs_of_batch(x_batch, rule))
-    prediction = _prediction(model, collected)
+    prediction = _no_prediction(model) if road is None else road.prediction()
     results = tallies.results() if tallies is not None else {}
     results["mean_cost"] = prediction.mean_cost
     results["exit_rates"] = prediction.exit_rates.tolist()
@@ -99,8 +187,10 @@ def first_size(x):
     return next(t for t in tree.flatten(x) if t is not None).shape[0]
 
 
-def _answered_batches(model, rule, mode, callbacks, verbose, logs, x, **data):
-    """Yields (x, y, sample_weight, answers) of each batch on the dynamic road.
+def _batches(model, rule, mode, callbacks, verbose, logs, x, **data):
+    """Yields (x, y, sample_weight, is_long) of each batch, callbacks around it.
+
+    `is_long` says that there are many batches, as far as that is known.
 
     Args:
         mode: "predict" or "test", whose callbacks are called.
@@ -108,8 +198,7 @@ def _answered_batches(model, rule, mode, callbacks, verbose, logs, x, **data):
         x: what `predict` takes.
         **data: the remaining arguments of `BatchIterator`.
     """
-    walk, thresholds = model.road.walk_under(rule, model)
-    temperatures = tf.convert_to_tensor(model.calibration_temperatures)
+    model.road.walk_under(rule, model)  # what is wrong with the rule is said first
     if x is None:
         raise ValueError("`x` must hold samples, as in `predict`. Received: x=None.")
     if _is_empty(x):
@@ -131,6 +220,8 @@ def _answered_batches(model, rule, mode, callbacks, verbose, logs, x, **data):
         for moment in ("begin", "batch_begin", "batch_end", "end")
     )
     model.stop_predicting = model.stop_evaluating = False
+    number = getattr(iterator, "num_batches", 0)
+    is_long = number is None or number >= _LONG
     begin()
     for step, last_step, batches in iterator:
         batch_begin(step)
@@ -138,8 +229,7 @@ def _answered_batches(model, rule, mode, callbacks, verbose, logs, x, **data):
             x_batch, y_batch, weight = keras.utils.unpack_x_y_sample_weight(batch)
             if first_size(x_batch) == 0:  # a filtered dataset may hold such
                 continue
-            answers = walk(x_batch, thresholds, temperatures, model.run_eagerly)
-            yield x_batch, y_batch, weight, answers
+            yield x_batch, y_batch, weight, is_long
         batch_end(last_step, dict(logs))
         if model.stop_predicting or model.stop_evaluating:
             break
@@ -153,43 +243,34 @@ def _is_empty(x):
     return arrays and bool(flat) and all(leaf.shape[:1] == (0,) for leaf in flat)
 
 
-def _prediction(model, collected):
+def _can_wait(model, rule):
+    """Whether samples of several batches can go on together."""
+    walk, _ = model.road.walk_under(rule, model)
+    waits = isinstance(walk, Walk) and len(model.exit_names) > 1
+    return waits and not model.road.open_sizes and not model.run_eagerly
+
+
+def _executed(costs, exits, saved):
+    """(n,) int64 FLOPs, for the exits taken, less what closed gates saved."""
+    executed = np.asarray(costs.exits, "int64")[exits]
+    if saved is not None:
+        executed = executed - np.rint(np.asarray(saved)).astype("int64")
+    return executed
+
+
+def _no_prediction(model):
+    """The prediction for no samples."""
     final = model.outputs[len(model.exit_names) - 1]
     units = final.shape[-1]
-    if not collected.costs:
-        columns = {
-            "outputs": np.zeros((0, units), final.dtype),
-            "probabilities": np.zeros((0, units), "float32"),
-            "exit_index": np.zeros((0,), "int32"),
-            "confidence": np.zeros((0,), "float32"),
-        }
-        costs, reference = [np.zeros((0,), "int64")], 1
-        segment_rows = np.zeros(len(model.exit_names), "int64")
-    else:
-        columns = {
-            name: np.concatenate([np.asarray(part) for part in parts])
-            for name, parts in collected.columns.items()
-        }
-        segment_rows = np.sum(np.asarray(collected.segment_rows), axis=0, dtype="int64")
-        costs, references = [], []
-        for exits, saved, known in zip(
-            collected.columns["exit_index"],
-            collected.saved,
-            collected.costs,
-            strict=True,
-        ):
-            full = np.asarray(known.exits, "int64")[np.asarray(exits)]
-            costs.append(full - np.rint(np.asarray(saved)).astype("int64"))
-            references.append((len(exits), known.reference))
-        # Inputs of several sizes have several plain networks to be compared with.
-        total = sum(count for count, _ in references)
-        reference = sum(count * value for count, value in references) / total
     return DynamicPrediction(
-        **columns,
-        cost=np.concatenate(costs),
+        outputs=np.zeros((0, units), final.dtype),
+        probabilities=np.zeros((0, units), "float32"),
+        exit_index=np.zeros((0,), "int32"),
+        confidence=np.zeros((0,), "float32"),
+        cost=np.zeros((0,), "int64"),
         exit_names=tuple(model.exit_names),
-        segment_rows=segment_rows,
-        reference_cost=reference,
+        segment_rows=np.zeros(len(model.exit_names), "int64"),
+        reference_cost=1,
     )
 
 

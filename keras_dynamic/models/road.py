@@ -30,6 +30,7 @@ from keras_dynamic.models.per_exit import (
     targets_each,
     weights_each,
 )
+from keras_dynamic.models.pools import StageFunctions
 from keras_dynamic.models.segments import cut_at_exits, needed_steps
 from keras_dynamic.models.selected_walk import SelectedWalk
 from keras_dynamic.models.selection import (
@@ -81,7 +82,7 @@ class Road:
         # in Keras' words.
         self._intake = keras.Model(model.input, list(model.inputs), name=model.name)
         self._kinds = [head.kind for head in self.heads]
-        self._walks, self._costs = {}, {}
+        self._walks, self._stages, self._costs = {}, {}, {}
         self.final = self.losses = self.loss_weights = None
         self.has_gates = holds_gates(graph.steps)
         self._dense = DenseWalk(self.segments, self._intake, graph.inputs)
@@ -107,7 +108,7 @@ class Road:
     @kinds.setter
     def kinds(self, kinds):
         self._kinds = kinds
-        self._walks = {}
+        self._walks, self._stages = {}, {}
 
     def compiled_with(self, loss, loss_weights, metrics, weighted_metrics):
         """Takes note of what `compile` was given, and spreads it over the outputs.
@@ -231,6 +232,12 @@ class Road:
                 walk = Walk(self.segments, self.kinds, rule, *door)
             self._walks[key] = walk
         return self._walks[key], thresholds
+
+    def stages_of(self, walk):
+        """The `StageFunctions` of a walk that `walk_under` gave."""
+        if walk not in self._stages:
+            self._stages[walk] = StageFunctions(walk)
+        return self._stages[walk]
 
     def check_rule(self, rule):
         """Raises a ValueError for `Selected` without a selector."""

@@ -25,11 +25,13 @@ from tests.models.random_graphs import (
 @given(plan=plans, data=st.data())
 def test_predict_dynamic_equals_running_everything_and_selecting(rank, plan, data):
     rule = data.draw(exit_rules(len(plan["chunks"]) - 1))
+    # Batches of 2: survivors of several of them wait at each segment.
+    size = data.draw(st.sampled_from([16, 2]))
     model, x, counters = build(rank=rank, **plan)
     expected = dense_road(model, x, rule)
     for counter in counters:
         counter.seen.assign(0)
-    prediction = model.predict_dynamic(x, rule=rule, verbose=0, batch_size=16)
+    prediction = model.predict_dynamic(x, rule=rule, verbose=0, batch_size=size)
 
     sure = ~expected["close"]
     np.testing.assert_array_equal(

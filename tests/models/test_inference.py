@@ -358,7 +358,8 @@ def test_one_trace_serves_all_batch_sizes_and_thresholds(x):
         for batch_size in (1, 7, 40):
             rule = Tracing(threshold)
             model.predict_dynamic(x, batch_size, rule=rule, verbose=0)
-    assert len(traced) == 3  # one for each exit, once
+    # One for each exit: once batch by batch, once with pools.
+    assert len(traced) == 6
 
 
 def test_before_compile_the_activations_decide(x):

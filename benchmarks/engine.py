@@ -1,0 +1,195 @@
+"""The dynamic engine against its ideal, on a CNN and a transformer.
+
+(a) `predict_dynamic` on many inputs, for given shares of the samples that leave at the
+    three exits. The *ideal* is sum_k (share that reaches segment k x the time of
+    segment k on full batches, each as a `tf.function`); beside it the same on
+    `Model.predict` of all exits plus a selection in NumPy, which is what a user would
+    write without this package.
+(b) One sample at a time, by `dynamic_function`: leaving at the first exit over segment
+    1 alone, and staying to the end over the final output alone. Those two are compiled
+    functions of their own, with XLA or without, whichever is faster.
+
+All ratios are taken in turns in one run, from medians. The networks are a ResNet-20 on
+32 x 32 images, a transformer with 6 layers on 64 tokens, and for (b) a LeNet; random
+weights and inputs, since only time counts, with thresholds that give the shares.
+
+    python benchmarks/engine.py [--parts ab] [--inputs 10000] [--repeats 5]
+"""
+
+import argparse
+import statistics
+import time
+
+import keras
+import numpy as np
+import tensorflow as tf
+from early_exit import resnet20, segment_functions, thresholds_for
+
+import keras_dynamic as kd
+
+SHARES = ((0.6, 0.2, 0.2), (0.9, 0.05, 0.05))
+BATCHES = (128, 16)
+TOKENS, VOCABULARY, WIDTH = 64, 1000, 128
+
+
+def transformer():
+    layers = keras.layers
+    inputs = keras.Input((TOKENS,), dtype="int32")
+    x = layers.Embedding(VOCABULARY, WIDTH)(inputs)
+    exits = []
+    for block in range(6):
+        attention = layers.MultiHeadAttention(4, WIDTH // 4)
+        x = layers.LayerNormalization()(x + attention(x, x))
+        hidden = layers.Dense(4 * WIDTH, "gelu")(x)
+        x = layers.LayerNormalization()(x + layers.Dense(WIDTH)(hidden))
+        if block in (1, 3):
+            exits.append(kd.EarlyExit(4, name=f"exit_{len(exits) + 1}")(x))
+    x = layers.GlobalAveragePooling1D()(x)
+    exits.append(layers.Dense(4, "softmax", name="final")(x))
+    return kd.DynamicModel(inputs, exits)
+
+
+def lenet():
+    layers = keras.layers
+    inputs = keras.Input((28, 28, 1))
+    x = layers.Conv2D(6, 5, padding="same", activation="relu")(inputs)
+    x = layers.MaxPooling2D()(x)
+    exits = [kd.EarlyExit(10, grid=2, name="exit_1")(x)]
+    x = layers.MaxPooling2D()(layers.Conv2D(16, 5, activation="relu")(x))
+    x = layers.Dense(84, "relu")(layers.Dense(120, "relu")(layers.Flatten()(x)))
+    exits.append(layers.Dense(10, "softmax", name="final")(x))
+    return kd.DynamicModel(inputs, exits)
+
+
+def inputs_of(model, count):
+    rng = np.random.default_rng(0)
+    shape = (count, *model.input_shape[1:])
+    if model.inputs[0].dtype == "int32":
+        return rng.integers(0, VOCABULARY, shape).astype("int32")
+    return rng.normal(size=shape).astype("float32")
+
+
+def seconds(run, repeats=1):
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
+def full_batches(model, x):
+    """Functions that run each segment alone on a whole batch."""
+    fed, runs = tf.constant(x), []
+    for function in segment_functions(model):
+        runs.append(lambda f=function, t=fed: np.asarray(tf.nest.flatten(f(t))[-1]))
+        fed = tf.nest.flatten(function(fed))[0]
+    return runs
+
+
+def many_inputs(make, count, repeats):
+    keras.utils.set_random_seed(0)
+    model = make()
+    x = inputs_of(model, count)
+    for shares in SHARES:
+        model.exit_rule = kd.rules.MaxProbability(thresholds_for(model, x, shares))
+        thresholds = np.float32(model.exit_rule.threshold)
+        reach = np.cumsum([1.0, *(-share for share in shares[:-1])])
+        for batch in BATCHES:
+            segments = full_batches(model, x[:batch])
+
+            def dynamic(batch=batch):
+                return model.predict_dynamic(x, batch_size=batch, verbose=0)
+
+            def selected(batch=batch, thresholds=thresholds):
+                outputs = model.predict(x, batch_size=batch, verbose=0)
+                answers = outputs[-1].copy()
+                for output, threshold in reversed(
+                    list(zip(outputs[:-1], thresholds, strict=True))
+                ):
+                    leaves = output.max(axis=1) > threshold
+                    answers[leaves] = output[leaves]
+                return answers
+
+            found = [dynamic().outputs for _ in range(3)]  # long enough to try XLA
+            assert np.allclose(found[-1], selected(), atol=1e-4)
+            times = {"ideal": [], "dynamic": [], "selected": []}
+            for _ in range(repeats):
+                runs = max(3, min(20, count // batch // 4))
+                times["ideal"].append(
+                    sum(
+                        part * seconds(segment, runs) * count / batch
+                        for part, segment in zip(reach, segments, strict=True)
+                    )
+                )
+                times["dynamic"].append(seconds(dynamic))
+                times["selected"].append(seconds(selected))
+            ideal, ours, theirs = map(statistics.median, times.values())
+            shown = "/".join(f"{100 * share:.0f}" for share in shares)
+            print(
+                f"{make.__name__:12s} {shown:9s} batch {batch:3d}: dynamic / ideal "
+                f"{ours / ideal:.2f}, predict and select / dynamic "
+                f"{theirs / ours:.2f} ({ours:.2f} s)",
+                flush=True,
+            )
+
+
+def one_at_a_time(make, repeats):
+    keras.utils.set_random_seed(0)
+    model = make()
+    x = tf.constant(inputs_of(model, 1))
+
+    def compiled(output):
+        plain = keras.Model(model.input, output)
+        return [
+            tf.function(
+                lambda t: plain(t, training=False),
+                autograph=False,
+                jit_compile=jit_compile,
+            ).get_concrete_function(tf.TensorSpec(x.shape, x.dtype))
+            for jit_compile in (False, True)
+        ]
+
+    static, first = compiled(model.outputs[-1]), compiled(model.outputs[0])
+    leaving = model.dynamic_function(rule=kd.rules.MaxProbability(0.0))
+    staying = model.dynamic_function(rule=kd.rules.MaxProbability(None))
+    assert leaving(x)["exit_index"][0] == 0 and staying(x)["exit_index"][0] > 0
+
+    def each(function):
+        for _ in range(5):
+            function()
+        return seconds(function, 300)
+
+    ratios = {"leaving": [], "staying": []}
+    for _ in range(repeats):
+        alone = min(each(lambda f=f: f(x).numpy()) for f in first)
+        whole = min(each(lambda f=f: f(x).numpy()) for f in static)
+        leaves = each(lambda: leaving(x)["outputs"].numpy())
+        stays = each(lambda: staying(x)["outputs"].numpy())
+        ratios["leaving"].append(leaves / alone)
+        ratios["staying"].append(stays / whole)
+    print(
+        f"{make.__name__:12s} one sample: leaving first / segment 1 alone "
+        f"{statistics.median(ratios['leaving']):.2f}, nobody leaves / static "
+        f"{statistics.median(ratios['staying']):.2f} "
+        f"({1000 * leaves:.2f} and {1000 * stays:.2f} ms)",
+        flush=True,
+    )
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--parts", default="ab")
+    parser.add_argument("--inputs", type=int, default=10000)
+    parser.add_argument("--repeats", type=int, default=5)
+    arguments = parser.parse_args()
+    if "a" in arguments.parts:
+        for make in (resnet20, transformer):
+            many_inputs(make, arguments.inputs, arguments.repeats)
+    if "b" in arguments.parts:
+        for make in (lenet, resnet20, transformer):
+            one_at_a_time(make, arguments.repeats)
+
+
+if __name__ == "__main__":
+    main()
