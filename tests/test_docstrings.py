@@ -48,9 +48,9 @@ def public_objects():
 
 
 def methods(qualified_name, cls):
-    """Yields (qualified name, function) for the public methods of a class that are ours.
+    """Yields (qualified name, function) for the public methods that the package gives.
 
-    Those of a mixin of the package, too.
+    Those of a mixin, too.
     """
     own = [each for each in cls.__mro__ if each.__module__.startswith("keras_dynamic")]
     for name, value in {
