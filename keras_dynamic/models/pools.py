@@ -34,8 +34,9 @@ __all__ = ["Pools", "StageFunctions"]
 
 # From so many rows on, a segment's time for one row hardly falls any more.
 _ENOUGH = 32
-# Seconds of work after which it is worth the time to compile segments and compare.
-_TRIAL_AFTER = 3.0
+# XLA needs about 0.03 s for each step of a graph. Seconds of work, and more for each
+# step, after which it is worth the time to compile segments and compare.
+_TRIAL_AFTER, _TRIAL_AFTER_STEP = 3.0, 0.1
 
 
 class StageFunctions:
@@ -53,6 +54,8 @@ class StageFunctions:
         self._faster = {}
         self._lock = threading.RLock()
         self.seconds = 0.0  # spent in them so far
+        steps = sum(len(segment.steps) for segment in walk.segments)
+        self.trial_after = _TRIAL_AFTER + _TRIAL_AFTER_STEP * steps
         self._masked, self._absent = {}, {}
 
     def first(self, x, number, knobs, size=None):
@@ -285,7 +288,7 @@ class Pools:
         self._number += count
         self._note(0, count, *answered)
         self.functions.seconds += time.perf_counter() - start
-        if is_full and self.functions.seconds > _TRIAL_AFTER:
+        if is_full and self.functions.seconds > self.functions.trial_after:
             self._compiled = self.functions.faster_compiled(x, self.knobs)
 
     def finish(self):

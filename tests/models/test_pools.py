@@ -1,5 +1,7 @@
 """Stage pools: survivors of several batches go on together, and nothing is lost."""
 
+import threading
+
 import keras
 import numpy as np
 import pytest
@@ -135,6 +137,7 @@ def test_several_inputs_and_a_dict():
 
 def test_xla_is_tried_after_a_while(monkeypatch):
     monkeypatch.setattr(pools, "_TRIAL_AFTER", 0.0)
+    monkeypatch.setattr(pools, "_TRIAL_AFTER_STEP", 0.0)
     model = dense_model()
     rule = middle_rule(model, X)
     expected = model.predict_dynamic(X, batch_size=200, rule=rule, verbose=0)
@@ -159,6 +162,7 @@ def test_xla_is_tried_after_a_while(monkeypatch):
 
 def test_an_operation_that_xla_lacks(monkeypatch):
     monkeypatch.setattr(pools, "_TRIAL_AFTER", 0.0)
+    monkeypatch.setattr(pools, "_TRIAL_AFTER_STEP", 0.0)
 
     class ByText(keras.layers.Layer):
         """Through strings and back, which XLA cannot."""
@@ -211,6 +215,62 @@ def test_an_exception_in_a_generator_passes_and_leaves_nothing():
     expected = model.predict_dynamic(X, batch_size=200, rule=rule, verbose=0)
     found = model.predict_dynamic(X, batch_size=16, rule=rule, verbose=0)
     np.testing.assert_array_equal(found.exit_index, expected.exit_index)
+
+
+def test_many_threads_at_once(monkeypatch):
+    """Nobody traced anything before; some of them compile."""
+    monkeypatch.setattr(pools, "_TRIAL_AFTER", 0.0)
+    monkeypatch.setattr(pools, "_TRIAL_AFTER_STEP", 0.001)
+    model = dense_model()
+    rule = middle_rule(model, X)
+    outputs = model.predict(X, verbose=0)
+    wrong, calls = [], []
+
+    def work(start):
+        for call in range(15):
+            x = np.roll(X, start + call, axis=0)
+            size = (7, 16, 200)[(start + call) % 3]
+            found = model.predict_dynamic(x, batch_size=size, rule=rule, verbose=0)
+            expected = np.stack(outputs)[
+                np.roll(found.exit_index, -start - call), np.arange(200)
+            ]
+            calls.append(found.exit_rates.tolist())
+            if not np.allclose(
+                np.roll(found.outputs, -start - call, axis=0), expected, atol=1e-5
+            ):
+                wrong.append((start, call))
+
+    threads = [threading.Thread(target=work, args=(start,)) for start in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(calls) == 120 and not wrong
+    assert all(rates == calls[0] for rates in calls)  # the same samples, rolled
+
+
+def test_a_stream_of_predictions():
+    model = dense_model()
+    rule = middle_rule(model, X)
+    expected = model.predict_dynamic(X, rule=rule, verbose=0)
+    drawn = []
+
+    def data():
+        for batch in batches(X, 60):
+            drawn.append(len(drawn))
+            yield (batch.numpy(),)
+
+    stream = model.stream_dynamic(data(), rule=rule)
+    first = next(stream)
+    assert len(first) == 60 and len(drawn) < 4  # read as it goes
+    parts = [first, *stream]
+    assert [len(part) for part in parts] == [60, 60, 60, 20]
+    for name in ("outputs", "exit_index", "cost"):
+        joined = np.concatenate([getattr(part, name) for part in parts])
+        np.testing.assert_allclose(joined, getattr(expected, name), atol=1e-6)
+    assert sum(part.segment_rows for part in parts).tolist() == (
+        expected.segment_rows.tolist()
+    )
 
 
 def test_streams_of_unknown_length():
