@@ -9,14 +9,18 @@
     1 alone, and staying to the end over the final output alone. Those two are compiled
     functions of their own, with XLA or without, whichever is faster.
 
+(c) A million samples through `stream_dynamic`, from a `tf.data` pipeline: how much the
+    peak of resident memory grows after the first tenth.
+
 All ratios are taken in turns in one run, from medians. The networks are a ResNet-20 on
 32 x 32 images, a transformer with 6 layers on 64 tokens, and for (b) a LeNet; random
 weights and inputs, since only time counts, with thresholds that give the shares.
 
-    python benchmarks/engine.py [--parts ab] [--inputs 10000] [--repeats 5]
+    python benchmarks/engine.py [--parts abc] [--inputs 10000] [--repeats 5]
 """
 
 import argparse
+import resource
 import statistics
 import time
 
@@ -177,15 +181,41 @@ def one_at_a_time(make, repeats):
     )
 
 
+def memory(count):
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((64,))
+    h = keras.layers.Dense(64, "relu")(inputs)
+    early = kd.EarlyExit(4, name="exit_1")(h)
+    final = keras.layers.Dense(4, "softmax")(keras.layers.Dense(64, "relu")(h))
+    model = kd.DynamicModel(inputs, [early, final])
+    rule = kd.rules.MaxProbability(0.4)
+    data = tf.data.Dataset.range(count).map(
+        lambda number: tf.random.stateless_normal([64], [0, number])
+    )
+    seen, peaks, left = 0, [], 0
+    for prediction in model.stream_dynamic(data.batch(500), rule=rule):
+        seen += len(prediction)
+        left += int(np.sum(prediction.exit_index == 0))
+        if seen % (count // 10) == 0:
+            peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    assert seen == count
+    print(
+        f"{seen:,} samples streamed, {left / seen:.0%} left early: peak of resident "
+        f"memory {peaks[0]:.0f} MB after a tenth, {peaks[-1]:.0f} MB in the end"
+    )
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--parts", default="ab")
+    parser.add_argument("--parts", default="abc")
     parser.add_argument("--inputs", type=int, default=10000)
     parser.add_argument("--repeats", type=int, default=5)
     arguments = parser.parse_args()
     if "a" in arguments.parts:
         for make in (resnet20, transformer):
             many_inputs(make, arguments.inputs, arguments.repeats)
+    if "c" in arguments.parts:
+        memory(1_000_000)
     if "b" in arguments.parts:
         for make in (lenet, resnet20, transformer):
             one_at_a_time(make, arguments.repeats)
