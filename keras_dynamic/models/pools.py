@@ -34,8 +34,8 @@ __all__ = ["Pools", "StageFunctions"]
 
 # From so many rows on, a segment's time for one row hardly falls any more.
 _ENOUGH = 32
-# XLA needs about 0.03 s for each step of a graph. Seconds of work, and more for each
-# step, after which it is worth the time to compile segments and compare.
+# Seconds of work, and more for each step of the graph, which XLA has to compile, after
+# which it is worth the time to compile segments and compare.
 _TRIAL_AFTER, _TRIAL_AFTER_STEP = 3.0, 0.1
 
 
