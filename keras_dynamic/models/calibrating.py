@@ -13,9 +13,8 @@ from keras_dynamic.calibration._goals import check_goals as check_ranges
 from keras_dynamic.models import rules
 from keras_dynamic.models.batch_axis import same_rows
 from keras_dynamic.models.engine import score_exit, who_leaves
-from keras_dynamic.models.inference import first_size
 from keras_dynamic.models.per_exit import target_of_final
-from keras_dynamic.models.rows import rows_with_nan
+from keras_dynamic.models.rows import count_rows, rows_with_nan
 from keras_dynamic.ops.confidence import log_probabilities
 
 __all__ = [
@@ -176,13 +175,13 @@ def dense_answers(model, x, y, batch_size, steps, rule=None):
                     "There must be no sample weights: every sample counts once. "
                     "Received batches (x, y, sample_weight)."
                 )
-            if first_size(x_batch) == 0:
+            if count_rows(x_batch) == 0:
                 continue
             if costs is None:
                 costs = model.road.costs_of_batch(x_batch, rule)
                 _probe_rows(model, x_batch)
             fed = [t for t in tree.flatten(x_batch) if t is not None]
-            broken.append(np.asarray(rows_with_nan(fed, first_size(x_batch))))
+            broken.append(np.asarray(rows_with_nan(fed, count_rows(x_batch))))
             answers, saved_here = model.road.dense_answers(x_batch)
             outputs.append(answers)
             saved.append(saved_here)
@@ -261,7 +260,7 @@ def _class_numbers(y, classes):
 
 def _probe_rows(model, x):
     """Finds answers that depend on batch-mates: some rows alone, in another order."""
-    size = min(first_size(x), _PROBE_ROWS)
+    size = min(count_rows(x), _PROBE_ROWS)
     if size < 2:
         return
     rows = np.random.default_rng(0).permutation(size)[: max(size // 2, 1)]

@@ -29,7 +29,8 @@ class Costs:
 
     Attributes:
         segments: of each segment, its exit's head included.
-        exits: to leave at each exit: all segments up to it, heads passed included.
+        exits: to leave at each exit: all segments up to it, the heads of the exits
+            that are asked on the way included.
         heads: what each exit needs and nothing after it does.
         reference: of the final output alone, without any early head.
         unknown: names of operations that could not be counted.
@@ -46,7 +47,7 @@ class Costs:
         return tuple(cost / self.reference for cost in self.exits)
 
 
-def compute_costs(graph, segments, input_shapes=None):
+def compute_costs(graph, segments, input_shapes=None, asked=None):
     """Counts the FLOPs of a cut graph.
 
     Args:
@@ -55,6 +56,7 @@ def compute_costs(graph, segments, input_shapes=None):
         input_shapes: flat list of shapes without the batch axis, in the order of
             `graph.inputs`, for sizes that the graph leaves open. Defaults to the
             graph's own.
+        asked: numbers of the exits that are asked. Defaults to `None`, all.
 
     Returns:
         `Costs`. Operations that cannot be counted are named in one warning.
@@ -64,9 +66,12 @@ def compute_costs(graph, segments, input_shapes=None):
     """
     total, unknown = _counter(graph, graph.steps, input_shapes)
     per_segment = [total(segment.steps) for segment in segments]
-    exits = [sum(per_segment[: index + 1]) for index in range(len(segments))]
-    heads = []
+    asked = range(len(segments)) if asked is None else asked
+    exits, heads = [], []
     for index, segment in enumerate(segments):
+        passed = [number for number in asked if number < index]
+        needed = [graph.outputs[number] for number in (*passed, index)]
+        exits.append(total(needed_steps(graph, needed)))
         later = set(needed_steps(graph, graph.outputs[index + 1 :]))
         heads.append(total(step for step in segment.steps if step not in later))
     reference = total(needed_steps(graph, graph.outputs[-1:]))

@@ -4,6 +4,8 @@ One batch goes through in one TensorFlow function: segments that nobody reaches 
 in untaken branches of a conditional, and no count of survivors travels to the host.
 """
 
+import dataclasses
+
 import tensorflow as tf
 from keras import tree
 
@@ -12,7 +14,7 @@ from keras_dynamic.models.graph import run_steps
 from keras_dynamic.models.rows import rows_with_nan, take_rows, write_rows
 from keras_dynamic.ops.confidence import calibrated_probabilities
 
-__all__ = ["CompiledWalk", "DenseWalk", "Walk", "score_exit", "who_leaves"]
+__all__ = ["CompiledWalk", "DenseWalk", "Trunk", "Walk", "score_exit", "who_leaves"]
 
 
 def score_exit(rule, state, broken, outputs, kind, temperature, exit_index):
@@ -53,6 +55,32 @@ def who_leaves(rule, score, exit_index):
     return rule.leaves(score, exit_index) & ~tf.math.is_nan(score) & is_open
 
 
+@dataclasses.dataclass(frozen=True)
+class Trunk:
+    """The calls of a segment that all who get there need.
+
+    Attributes:
+        steps: `Step`s.
+        wanted: the values among which are all that is needed afterwards.
+    """
+
+    steps: tuple
+    wanted: tuple
+
+    @property
+    def made(self):
+        """What of `wanted` the steps make."""
+        made = {value for step in self.steps for value in step.outputs}
+        return [value for value in dict.fromkeys(self.wanted) if value in made]
+
+    @property
+    def read(self):
+        """What the steps need from before."""
+        made = {value for step in self.steps for value in step.outputs}
+        read = [value for step in self.steps for value in step.inputs]
+        return [value for value in dict.fromkeys(read) if value not in made]
+
+
 class CompiledWalk:
     """A dynamic road as one compiled function for all batch sizes.
 
@@ -71,7 +99,14 @@ class CompiledWalk:
         self.intake = intake
         self.inputs = inputs
         self.has_gates = holds_gates(steps)
+        # Exits that each segment leads to: the one asked, and those passed by before.
+        self.covers = tuple((number,) for number in range(len(exits)))
         self._functions = {}
+
+    @property
+    def depth(self):
+        """Number of segments."""
+        return len(self.covers)
 
     def __call__(self, x, thresholds, temperatures, eagerly=False):
         """Walks one batch.
@@ -103,7 +138,7 @@ class CompiledWalk:
         saved = {"saved": tf.zeros([num_rows], tf.float64)} if self.has_gates else {}
         return {
             **saved,
-            "outputs": tf.zeros([num_rows, units], self._output_dtype),
+            "outputs": tf.zeros([num_rows, units], self.output_dtype),
             "probabilities": tf.zeros([num_rows, units]),
             "exit_index": tf.zeros([num_rows], tf.int32),
             "confidence": tf.zeros([num_rows]),
@@ -112,15 +147,16 @@ class CompiledWalk:
 
     def counted(self, answers, index, rows):
         """`answers` with the rows that segment `index` computes added."""
-        here = tf.one_hot(index, len(self.exits), dtype=tf.int32) * tf.size(rows)
+        here = [int(n in self.covers[index]) for n in range(len(self.exits))]
+        here = tf.constant(here) * tf.size(rows)
         return {**answers, "segment_rows": answers["segment_rows"] + here}
 
-    def run(self, steps, values, state, rows):
-        """Runs `steps` on the rows; returns `state` with what gates saved added."""
+    def run(self, steps, values, state):
+        """Runs `steps`; returns `state` with what gates saved added."""
         if not self.has_gates:
             run_steps(steps, values)
             return state
-        saved = run_counted(steps, values, tf.size(rows))
+        saved = run_counted(steps, values, tf.size(state["saved"]))
         return {**state, "saved": state["saved"] + saved}
 
     def _compiled(self, x, specs):
@@ -159,7 +195,7 @@ class CompiledWalk:
         return values, num_rows, rows_with_nan(fed, num_rows)
 
     @property
-    def _output_dtype(self):
+    def output_dtype(self):
         dtypes = {value.spec.dtype for value in self.exits}
         return dtypes.pop() if len(dtypes) == 1 else "float32"
 
@@ -168,90 +204,134 @@ class Walk(CompiledWalk):
     """The dynamic road of a cut graph under a rule that asks exit after exit.
 
     Args:
-        segments: `Segment`s in order.
-        kinds: "probabilities" or "logits", one a segment.
+        segments: `Segment`s in order, one for each exit that is asked.
+        numbers: those exits' numbers; the last exit is among them.
+        exits: the values of all exits, in order.
+        kinds: "probabilities" or "logits", one for each of all exits.
         rule: an `ExitRule`; its thresholds come with each call.
         intake, inputs: as in `CompiledWalk`.
     """
 
-    def __init__(self, segments, kinds, rule, intake, inputs):
-        exits = [segment.exit for segment in segments]
+    def __init__(self, segments, numbers, exits, kinds, rule, intake, inputs):
         steps = [step for segment in segments for step in segment.steps]
         super().__init__(exits, intake, inputs, steps)
-        self.segments = segments
+        self.segments, self.numbers = segments, numbers
+        before = (-1, *numbers)
+        self.covers = tuple(
+            tuple(range(first + 1, number + 1))
+            for first, number in zip(before, numbers, strict=False)
+        )
         self.kinds = kinds
         self.rule = rule
 
-    def start(self, x, thresholds):
+    def start(self, x, knobs):
         """(values, state, num_rows) of a batch before its first segment."""
         values, num_rows, broken = self._fed(x)
-        rule = self.rule.bind(thresholds)
+        rule = self.rule.bind(knobs[0])
         state = {"memory": rule.initial_state(num_rows), "broken": broken}
         if self.has_gates:
             state["saved"] = tf.zeros([num_rows], tf.float64)
         return values, state, num_rows
 
-    def _walk(self, x, thresholds, temperatures):
-        values, state, num_rows = self.start(x, thresholds)
-        rule = self.rule.bind(thresholds)
-        answers = self.no_answers(num_rows)
-        return self._stage(
-            0,
-            values,
-            tf.range(num_rows),
-            state,
-            answers,
-            rule,
-            temperatures,
-        )
-
-    def _stage(self, index, values, rows, state, answers, rule, temperatures):
-        """Runs segment `index` on the rows that reached it, and all after it.
+    def ask(self, index, values, state, knobs, run=None):
+        """Runs segment `index`, and asks its exit who leaves.
 
         Args:
-            values: dict from `Value` to the survivors' tensor.
-            rows: (survivors,) int32, where they stood in the batch.
-            state: dict of what goes with the survivors: the rule's memory of them,
-                whether they are broken, and what gates have saved.
-            answers: what is known so far, for the whole batch.
+            values: dict from `Value` to the tensor of those who got here.
+            state: dict of what goes with them: the rule's memory of them, whether they
+                are broken, and with gates what these have saved.
+            knobs: (thresholds, temperatures).
+            run: function that adds what the segment's steps give to `values`. Defaults
+                to `None`, to run them as they are.
+
+        Returns:
+            (values, state, found, leaves): `found` is a dict of the exit's answers for
+            all who are here, `leaves` (rows,) bool.
         """
-        segment, last = self.segments[index], len(self.segments) - 1
-        values = dict(values)
-        state = self.run(segment.steps, values, state, rows)
+        segment, number, values = self.segments[index], self.numbers[index], {**values}
+        rule = self.rule.bind(knobs[0])
+        if run is None:
+            state = self.run(segment.steps, values, state)
+        else:
+            run(values)
         outputs = values[segment.exit]
         probabilities, score, memory = score_exit(
             rule,
             state["memory"],
             state["broken"],
             outputs,
-            self.kinds[index],
-            temperatures[index],
-            index,
+            self.kinds[number],
+            knobs[1][number],
+            number,
         )
-        state = {**state, "memory": memory}
         found = {
             **({"saved": state["saved"]} if self.has_gates else {}),
             "outputs": outputs,
             "probabilities": probabilities,
-            "exit_index": tf.fill(tf.shape(rows), index),
+            "exit_index": tf.fill(tf.shape(score), number),
             "confidence": score,
         }
+        if index == len(self.segments) - 1:
+            leaves = tf.ones_like(state["broken"])
+        else:
+            leaves = who_leaves(rule, score, number)
+        return values, {**state, "memory": memory}, found, leaves
+
+    def advance(self, index, values, state, rows, knobs, run=None):
+        """Runs segment `index`, and sends those who leave on their way.
+
+        Args:
+            values, state, knobs, run: as in `ask`.
+            rows: (rows,) int, the samples' numbers.
+
+        Returns:
+            (values, state, found, stays): `found` is a dict of the answers of those who
+            leave, with their `rows`; `stays` (rows,) bool.
+        """
+        values, state, found, leaves = self.ask(index, values, state, knobs, run)
+        found = {**found, "rows": rows}
+        if index < len(self.segments) - 1:
+            here = tf.where(leaves)[:, 0]
+            found = tf.nest.map_structure(lambda t: tf.gather(t, here), found)
+        return values, state, found, ~leaves
+
+    def trunk(self, index):
+        """The `Trunk` of segment `index`: all of it."""
+        segment = self.segments[index]
+        return Trunk(segment.steps, (segment.exit, *segment.live))
+
+    def live(self, index):
+        """Values that go on with those who stay after segment `index`."""
+        return self.segments[index].live
+
+    def _walk(self, x, *knobs):
+        values, state, num_rows = self.start(x, knobs)
+        answers = self.no_answers(num_rows)
+        return self._stage(0, values, state, tf.range(num_rows), answers, knobs)
+
+    def _stage(self, index, values, state, rows, answers, knobs):
+        """Runs segment `index` on the rows that reached it, and all after it.
+
+        Args:
+            values, state, knobs: as in `ask`.
+            rows: (survivors,) int32, where they stood in the batch.
+            answers: what is known so far, for the whole batch.
+        """
+        values, state, found, leaves = self.ask(index, values, state, knobs)
         # Of all rows here: those who stay are overwritten by a later exit, which costs
         # less than to sort out who leaves.
         answers = self.counted(write_rows(answers, rows, found), index, rows)
-        if index == last:
+        if index == len(self.segments) - 1:
             return answers
-        staying = tf.where(~who_leaves(rule, score, index))[:, 0]
-        live = {value: values[value] for value in segment.live}
+        staying = tf.where(~leaves)[:, 0]
+        live = {value: values[value] for value in self.live(index)}
         nobody_left = tf.equal(tf.size(staying), tf.size(rows))
 
         def go_on():
             kept, kept_rows, kept_state = take_rows(
                 live, rows, state, staying, nobody_left
             )
-            return self._stage(
-                index + 1, kept, kept_rows, kept_state, answers, rule, temperatures
-            )
+            return self._stage(index + 1, kept, kept_state, kept_rows, answers, knobs)
 
         return tf.cond(tf.size(staying) > 0, go_on, lambda: answers)
 
@@ -273,9 +353,8 @@ class DenseWalk(CompiledWalk):
         """(outputs of the exits, what gates saved up to each, (batch,) FLOPs)."""
         del thresholds, temperatures
         values, num_rows, _ = self._fed(x)
-        rows, sums = tf.range(num_rows), []
-        state = {"saved": tf.zeros([num_rows], tf.float64)}
+        state, sums = {"saved": tf.zeros([num_rows], tf.float64)}, []
         for segment in self.segments:
-            state = self.run(segment.steps, values, state, rows)
+            state = self.run(segment.steps, values, state)
             sums.append(state["saved"])
         return [values[value] for value in self.exits], sums

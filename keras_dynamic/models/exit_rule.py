@@ -123,6 +123,13 @@ class ExitRule:
         del exit_index
         return self.score(probabilities), state
 
+    @property
+    def remembers(self):
+        """Whether a row's score may depend on the exits before, closed ones too."""
+        cls = type(self)
+        own = cls.initial_state, cls.update
+        return own != (ExitRule.initial_state, ExitRule.update)
+
     def get_config(self):
         return {"threshold": self.threshold}
 

@@ -3,7 +3,6 @@
 import copy
 import os
 import re
-import sys
 from pathlib import Path
 
 import keras
@@ -18,8 +17,9 @@ from keras_dynamic.models.converting import (
     to_onnx,
 )
 from keras_dynamic.models.rules import Selected
+from keras_dynamic.models.saying import say
 
-__all__ = ["export", "named_specs", "say", "write_saved_model"]
+__all__ = ["export", "named_specs", "write_saved_model"]
 
 _OPTIONS = {"tf_saved_model": (), "litert": (), "onnx": ("opset_version",)}
 _COLUMNS = ("outputs", "exit_index", "confidence", "probabilities")
@@ -103,11 +103,6 @@ def named_specs(model, input_signature=None):
         tf.TensorSpec(spec.shape, spec.dtype, name=re.sub(r"\W", "_", tensor.name))
         for spec, tensor in zip(given, model.inputs, strict=True)
     ]
-
-
-def say(text):
-    """What `verbose` asks for, on standard output."""
-    sys.stdout.write(f"{text}\n")
 
 
 def _converted(model, specs, format, options):

@@ -132,7 +132,6 @@ class _Half:
         self.model = model
         self._walk = walk
         self._numbers = tf.constant(thresholds), tf.constant(temperatures)
-        self._rule = model.exit_rule
 
     def _answers(self, x, costs):
         """(fields, sent): fields of a record, and the dict that is handed out."""
@@ -150,8 +149,9 @@ class _Half:
 
     def _cost(self, exits, exit_index, saved):
         exits = np.asarray(exits, "int64")
-        before = exits[self._walk.first - 1] if self._walk.first else 0
-        here = np.where(exit_index < 0, self._walk.last, exit_index)
+        numbers, first, last = self._walk.numbers, self._walk.first, self._walk.last
+        before = exits[numbers[first - 1]] if first else 0
+        here = np.where(exit_index < 0, numbers[last], exit_index)
         return exits[here] - before - np.rint(saved).astype("int64")
 
     def _served(self, x):
@@ -171,7 +171,8 @@ class Device(_Half):
 
     def __call__(self, x):
         x = tree.map_structure(_tensor, x)
-        costs = self.model.road.costs_of_batch(x, self._rule)
+        rule, asked = self._walk.rule, self._walk.numbers
+        costs = self.model.road.costs_of_batch(x, rule, also=asked)
         fields, sent = self._answers(x, costs)
         rows = sent.pop("rows")
         return DeviceAnswers(**fields, sent=Sent(sent, rows, costs))

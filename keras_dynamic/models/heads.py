@@ -6,7 +6,7 @@ import keras
 
 from keras_dynamic.layers.early_exit import EarlyExit
 
-__all__ = ["Head", "check_against_loss", "describe_head"]
+__all__ = ["Head", "check_against_loss", "describe_head", "describe_heads"]
 
 # What the activation that ends a head says about its outputs.
 _KIND_OF_ACTIVATION = {
@@ -153,3 +153,22 @@ def _is_binary(loss):
     loss = keras.losses.get(loss)
     name = getattr(loss, "__name__", type(loss).__name__).lower()
     return "binary" in name
+
+
+def describe_heads(graph, reserved=()):
+    """A `Head` for each output of a graph, with names that differ.
+
+    Args:
+        graph: a `Graph`.
+        reserved: names that none may have.
+    """
+    heads, taken = [], set(reserved)
+    for value in graph.outputs:
+        head = describe_head(graph, value)
+        unique, number = head.name, 0
+        while unique in taken:
+            number += 1
+            unique = f"{head.name}_{number}"
+        taken.add(unique)
+        heads.append(dataclasses.replace(head, name=unique))
+    return heads

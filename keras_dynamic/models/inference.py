@@ -1,5 +1,7 @@
 """Whole inputs on the dynamic road: batches, callbacks, answers, metrics."""
 
+import functools
+
 import keras
 import numpy as np
 import tensorflow as tf
@@ -7,14 +9,15 @@ from keras import tree
 
 from keras_dynamic._compat import BatchIterator, loss_for, metric_for
 from keras_dynamic.models import rules
-from keras_dynamic.models.engine import Walk
 from keras_dynamic.models.per_exit import own_metric, target_of_final
 from keras_dynamic.models.pools import Pools
 from keras_dynamic.models.prediction import DynamicPrediction
+from keras_dynamic.models.replicas import has_replicas
+from keras_dynamic.models.rows import count_rows
+from keras_dynamic.models.saying import say
 
-__all__ = ["evaluate_dynamic", "first_size", "predict_dynamic", "stream_dynamic"]
+__all__ = ["evaluate_dynamic", "predict_dynamic", "stream_dynamic"]
 
-_COLUMNS = ("outputs", "probabilities", "exit_index", "confidence")
 # From so many batches on, it may pay that survivors of several of them wait.
 _LONG = 4
 
@@ -29,46 +32,42 @@ class _BatchByBatch:
 
     def __init__(self, model, rule):
         self._model, self._rule = model, rule
-        self._walk, self._thresholds = model.road.walk_under(rule, model)
-        self._temperatures = tf.convert_to_tensor(model.calibration_temperatures)
+        self._walk, thresholds = model.road.walk_under(rule, model)
+        self._knobs = thresholds, tf.convert_to_tensor(model.calibration_temperatures)
+        if has_replicas(model) and not model.run_eagerly:
+            self._run = model.road.replicated(self._walk, model.distribute_strategy)
+        else:
+            self._run = functools.partial(self._walk, eagerly=model.run_eagerly)
         self._answers, self._costs = [], []
 
     def add(self, x):
         """Takes a batch; returns its answers, a dict of tensors."""
-        answers = self._walk(
-            x, self._thresholds, self._temperatures, self._model.run_eagerly
-        )
+        answers = self._run(x, *self._knobs)
         self._answers.append(answers)
-        self._costs.append(self._model.road.costs_of_batch(x, self._rule))
+        costs = self._model.road.costs_of_batch(x, self._rule)
+        self._costs.append((count_rows(x), costs))
         return answers
 
     def prediction(self):
+        names = self._answers[0].keys() - {"segment_rows"}
         columns = {
             name: np.concatenate([np.asarray(each[name]) for each in self._answers])
-            for name in _COLUMNS
+            for name in names
         }
-        costs, references = [], []
-        for answers, known in zip(self._answers, self._costs, strict=True):
-            exits = np.asarray(answers["exit_index"])
-            costs.append(_executed(known, exits, answers.get("saved")))
-            references.append((len(exits), known.reference))
-        # Inputs of several sizes have several plain networks to be compared with.
-        total = sum(count for count, _ in references)
         segment_rows = [np.asarray(each["segment_rows"]) for each in self._answers]
-        return DynamicPrediction(
-            **columns,
-            cost=np.concatenate(costs),
-            exit_names=tuple(self._model.exit_names),
-            segment_rows=np.sum(segment_rows, axis=0, dtype="int64"),
-            reference_cost=sum(count * value for count, value in references) / total,
-        )
+        segment_rows = np.sum(segment_rows, axis=0, dtype="int64")
+        paid = columns["exit_index"]
+        return _prediction(self._model, columns, paid, self._costs, segment_rows)
+
+    def close(self):
+        pass
 
 
 class _Pooled:
     """The dynamic road with pools of survivors before each segment.
 
     Args:
-        model: a `DynamicModel` without open sizes, in which every exit is asked.
+        model: a `DynamicModel`.
         rule: an `ExitRule`.
         size: int, rows of a full batch.
     """
@@ -79,22 +78,52 @@ class _Pooled:
         temperatures = tf.convert_to_tensor(model.calibration_temperatures)
         stages = model.road.stages_of(walk)
         self._pools = Pools(stages, size, (thresholds, temperatures))
+        self._costs = []
 
     def add(self, x):
-        """Takes a batch."""
+        """Takes a batch, whose answers come later."""
+        costs = self._model.road.costs_of_batch(x, self._rule)
+        self._costs.append((count_rows(x), costs))
         self._pools.add(x)
 
     def prediction(self):
-        columns = self._pools.finish()
-        costs = self._model.road.costs(rule=self._rule)
-        saved = columns.pop("saved", None)
-        return DynamicPrediction(
-            **columns,
-            cost=_executed(costs, columns["exit_index"], saved),
-            exit_names=tuple(self._model.exit_names),
-            segment_rows=self._pools.segment_rows,
-            reference_cost=costs.reference,
-        )
+        columns, rows = self._pools.finish(), self._pools.segment_rows
+        paid = columns.pop("paid")
+        return _prediction(self._model, columns, paid, self._costs, rows)
+
+    def close(self):
+        self._pools.close()
+
+    @property
+    def static_rows(self):
+        return self._pools.static_rows
+
+
+def _prediction(model, columns, paid, costs, segment_rows):
+    """The `DynamicPrediction` of what was found.
+
+    Args:
+        columns: dict of arrays (n, ...), what a walk answers.
+        paid: (n,) the exit up to which all was computed.
+        costs: list of (rows, `Costs`), one a batch.
+        segment_rows: (exits,) int64.
+    """
+    saved, start = columns.pop("saved", None), 0
+    cost = np.zeros(len(paid), "int64")
+    for count, known in costs:
+        here = slice(start, start := start + count)
+        cost[here] = np.asarray(known.exits, "int64")[paid[here]]
+    if saved is not None:
+        cost -= np.rint(saved).astype("int64")
+    # Inputs of several sizes have several plain networks to be compared with.
+    reference = sum(count * known.reference for count, known in costs) / start
+    return DynamicPrediction(
+        **columns,
+        cost=cost,
+        exit_names=tuple(model.exit_names),
+        segment_rows=segment_rows,
+        reference_cost=reference,
+    )
 
 
 def predict_dynamic(model, x, batch_size, verbose, steps, callbacks, rule):
@@ -112,15 +141,19 @@ def predict_dynamic(model, x, batch_size, verbose, steps, callbacks, rule):
         batch_size=batch_size,
         steps_per_epoch=steps,
     )
-    for x_batch, _, _, is_long in batches:
-        if road is None:
-            pooled = is_long and callbacks is None and _can_wait(model, rule)
-            size = first_size(x_batch)
-            road = _Pooled(model, rule, size) if pooled else _BatchByBatch(model, rule)
-        answers = road.add(x_batch)
-        if answers is not None:
-            logs["outputs"] = answers["outputs"]
-    return _no_prediction(model) if road is None else road.prediction()
+    try:
+        for x_batch, _, _, is_long in batches:
+            if road is None:
+                road = _road_for(model, rule, x_batch, is_long and callbacks is None)
+            answers = road.add(x_batch)
+            if answers is not None:
+                logs["outputs"] = answers["outputs"]
+        prediction = _no_prediction(model) if road is None else road.prediction()
+    finally:
+        if road is not None:
+            road.close()
+    _say_if_static(road, verbose)
+    return prediction
 
 
 def stream_dynamic(model, x, batch_size, steps, rule):
@@ -162,29 +195,58 @@ def evaluate_dynamic(
         batch_size=batch_size,
         steps_per_epoch=steps,
     )
-    for x_batch, y_batch, weight, _ in batches:
-        if y_batch is None:
-            raise ValueError(
-                "`y` must be given, by itself or in the batches of `x`, to evaluate. "
-                f"Received: y={y!r}, x of type {type(x)}."
-            )
-        y_batch = target_of_final(y_batch, model.exit_names)
-        road = road or _BatchByBatch(model, rule)
-        outputs = road.add(x_batch)["outputs"]
-        if tallies is None:
-            tallies = _Tallies(model.road.final, y_batch, outputs)
+    later = []  # targets that wait for the answers
+    try:
+        for x_batch, y_batch, weight, is_long in batches:
+            if y_batch is None:
+                raise ValueError(
+                    "`y` must be given, by itself or in the batches of `x`, to "
+                    f"evaluate. Received: y={y!r}, x of type {type(x)}."
+                )
+            y_batch = target_of_final(y_batch, model.exit_names)
+            if road is None:
+                road = _road_for(model, rule, x_batch, is_long and callbacks is None)
+                tallies = _Tallies(model.road.final)
+            answers = road.add(x_batch)
+            if answers is None:
+                later.append((count_rows(x_batch), y_batch, weight))
+                continue
+            tallies.update(y_batch, answers["outputs"], weight)
+            logs.update(tallies.results())
+        prediction = _no_prediction(model) if road is None else road.prediction()
+    finally:
+        if road is not None:
+            road.close()
+    start = 0
+    for count, y_batch, weight in later:
+        outputs = tf.constant(prediction.outputs[start : start + count])
         tallies.update(y_batch, outputs, weight)
-        logs.update(tallies.results())
-    prediction = _no_prediction(model) if road is None else road.prediction()
+        start += count
+    _say_if_static(road, verbose)
     results = tallies.results() if tallies is not None else {}
     results["mean_cost"] = prediction.mean_cost
     results["exit_rates"] = prediction.exit_rates.tolist()
     return results
 
 
-def first_size(x):
-    """Number of rows of a batch."""
-    return next(t for t in tree.flatten(x) if t is not None).shape[0]
+def _road_for(model, rule, x, may_wait):
+    """The way to answer batches like `x`, the first one."""
+    walk, _ = model.road.walk_under(rule, model)
+    together = walk.depth > 1 and not model.run_eagerly and not has_replicas(model)
+    if may_wait and together:
+        return _Pooled(model, rule, count_rows(x))
+    return _BatchByBatch(model, rule)
+
+
+def _say_if_static(road, verbose):
+    """Says that early exits do not pay, where they were found not to."""
+    rows = getattr(road, "static_rows", 0)
+    if rows and verbose:
+        say(
+            f"Leaving early takes longer here than computing everything: {rows} "
+            "samples went through the whole network at once. Their answers are the "
+            "same; their `cost` is that of all exits."
+        )
 
 
 def _batches(model, rule, mode, callbacks, verbose, logs, x, **data):
@@ -227,7 +289,7 @@ def _batches(model, rule, mode, callbacks, verbose, logs, x, **data):
         batch_begin(step)
         for batch in batches:
             x_batch, y_batch, weight = keras.utils.unpack_x_y_sample_weight(batch)
-            if first_size(x_batch) == 0:  # a filtered dataset may hold such
+            if count_rows(x_batch) == 0:  # a filtered dataset may hold such
                 continue
             yield x_batch, y_batch, weight, is_long
         batch_end(last_step, dict(logs))
@@ -241,21 +303,6 @@ def _is_empty(x):
     flat = [leaf for leaf in tree.flatten(x) if leaf is not None]
     arrays = all(hasattr(leaf, "shape") for leaf in flat)
     return arrays and bool(flat) and all(leaf.shape[:1] == (0,) for leaf in flat)
-
-
-def _can_wait(model, rule):
-    """Whether samples of several batches can go on together."""
-    walk, _ = model.road.walk_under(rule, model)
-    waits = isinstance(walk, Walk) and len(model.exit_names) > 1
-    return waits and not model.road.open_sizes and not model.run_eagerly
-
-
-def _executed(costs, exits, saved):
-    """(n,) int64 FLOPs, for the exits taken, less what closed gates saved."""
-    executed = np.asarray(costs.exits, "int64")[exits]
-    if saved is not None:
-        executed = executed - np.rint(np.asarray(saved)).astype("int64")
-    return executed
 
 
 def _no_prediction(model):
@@ -277,16 +324,21 @@ def _no_prediction(model):
 class _Tallies:
     """The compiled loss and metrics of the final output, on the answers."""
 
-    def __init__(self, final, y, outputs):
-        self._loss = loss_for(final["loss"], y, outputs)
-        self._loss_sum, self._rows = 0.0, 0
+    def __init__(self, final):
+        self._final, self._loss_sum, self._rows = final, 0.0, 0
+        self._metrics = None
+
+    def _build(self, y, outputs):
+        self._loss = loss_for(self._final["loss"], y, outputs)
         # Copies: the model's own hold the state of a `fit` that may be under way.
         self._metrics, self._weighted = (
-            [metric_for(own_metric(m), y, outputs) for m in final[kind]]
+            [metric_for(own_metric(m), y, outputs) for m in self._final[kind]]
             for kind in ("metrics", "weighted_metrics")
         )
 
     def update(self, y, outputs, weight):
+        if self._metrics is None:
+            self._build(y, outputs)
         rows = outputs.shape[0]
         if self._loss is not None:
             self._loss_sum += rows * float(self._loss(y, outputs, weight))

@@ -5,14 +5,15 @@ import re
 import tensorflow as tf
 
 from keras_dynamic._compat import keep_mask, kept_mask, set_mask
-from keras_dynamic.models.engine import CompiledWalk, score_exit, who_leaves
+from keras_dynamic.models.engine import Walk
+from keras_dynamic.models.gates import holds_gates
 from keras_dynamic.models.graph import run_steps
 from keras_dynamic.models.rows import take_rows, write_rows
 
 __all__ = ["PartialWalk"]
 
 
-class PartialWalk(CompiledWalk):
+class PartialWalk(Walk):
     """The segments `first` to `last` of a walk, both included.
 
     A batch begins as the model takes it, or where `first` is not 0 as what the part
@@ -31,10 +32,11 @@ class PartialWalk(CompiledWalk):
     """
 
     def __init__(self, walk, first, last):
-        segments = walk.segments
+        segments, exits = walk.segments, walk.exits
+        given = walk.kinds, walk.rule, walk.intake, walk.inputs
+        super().__init__(segments, walk.numbers, exits, *given)
         steps = [s for segment in segments[first : last + 1] for s in segment.steps]
-        super().__init__(walk.exits, walk.intake, walk.inputs, steps)
-        self.segments, self.kinds, self.rule = segments, walk.kinds, walk.rule
+        self.has_gates = holds_gates(steps)
         self.first, self.last = first, last
         live = segments[first - 1].live if first else ()
         self._received = _names([value for value in live if value.batched])
@@ -51,68 +53,38 @@ class PartialWalk(CompiledWalk):
     def _walk(self, x, thresholds, temperatures):
         """(answers, sent) of a batch; see the class."""
         if self.first == 0:
-            values, num_rows, broken = self._fed(x)
-            memory = self.rule.initial_state(num_rows)
+            values, state, num_rows = self.start(x, (thresholds, temperatures))
         else:
             broken = x["broken"]
             num_rows = tf.shape(broken)[0]
             values = self._values_of(x)
-            memory = self._memory_of(x)
-        state = {"memory": memory, "broken": broken}
+            state = {"memory": self._memory_of(x), "broken": broken}
+            if self.has_gates:
+                state["saved"] = tf.zeros([num_rows], tf.float64)
         answers = self.no_answers(num_rows)
-        if self.has_gates:
-            state["saved"] = answers["saved"]
-        rule = self.rule.bind(thresholds)
-        rows = tf.range(num_rows)
+        knobs, rows = (thresholds, temperatures), tf.range(num_rows)
 
         def run():
-            return self._stage(
-                self.first, values, rows, state, answers, rule, temperatures
-            )
+            return self._stage(self.first, values, state, rows, answers, knobs)
 
         # No layer runs on an empty batch, which some cannot take.
         return _if_somebody(num_rows, run, answers)
 
-    def _stage(self, index, values, rows, state, answers, rule, temperatures):
-        segment, values = self.segments[index], dict(values)
-        state = self.run(segment.steps, values, state, rows)
-        outputs = values[segment.exit]
-        probabilities, score, memory = score_exit(
-            rule,
-            state["memory"],
-            state["broken"],
-            outputs,
-            self.kinds[index],
-            temperatures[index],
-            index,
-        )
-        state = {**state, "memory": memory}
-        is_final = index == len(self.segments) - 1
-        if is_final:
-            leaves = tf.ones_like(state["broken"])
-        else:
-            leaves = who_leaves(rule, score, index)
-        found = {
-            **({"saved": state["saved"]} if self.has_gates else {}),
-            "outputs": outputs,
-            "probabilities": probabilities,
-            "exit_index": tf.where(leaves, index, -1),
-            "confidence": score,
-        }
+    def _stage(self, index, values, state, rows, answers, knobs):
+        values, state, found, leaves = self.ask(index, values, state, knobs)
+        found["exit_index"] = tf.where(leaves, self.numbers[index], -1)
         answers = self.counted(write_rows(answers, rows, found), index, rows)
-        if is_final:
+        if index == len(self.segments) - 1:
             return answers, {}
         staying = tf.where(~leaves)[:, 0]
-        live = {value: values[value] for value in segment.live}
+        live = {value: values[value] for value in self.live(index)}
         everyone = tf.equal(tf.size(staying), tf.size(rows))
         kept, rows, state = take_rows(live, rows, state, staying, everyone)
         if index == self.last:
-            return answers, _handed_out(segment, kept, rows, state)
+            return answers, _handed_out(self.segments[index], kept, rows, state)
 
         def go_on():
-            return self._stage(
-                index + 1, kept, rows, state, answers, rule, temperatures
-            )
+            return self._stage(index + 1, kept, state, rows, answers, knobs)
 
         return _if_somebody(tf.size(staying), go_on, answers)
 

@@ -1,6 +1,7 @@
 """What a model is cut into, and what is made from it on demand."""
 
 import dataclasses
+import functools
 import warnings
 
 import keras
@@ -22,7 +23,7 @@ from keras_dynamic.models.engine import DenseWalk, Walk
 from keras_dynamic.models.flops_of_choices import winners
 from keras_dynamic.models.gates import holds_gates
 from keras_dynamic.models.graph import build_graph, find_masks
-from keras_dynamic.models.heads import check_against_loss, describe_head
+from keras_dynamic.models.heads import check_against_loss, describe_heads
 from keras_dynamic.models.per_exit import (
     entries_of_final,
     losses_each,
@@ -30,7 +31,7 @@ from keras_dynamic.models.per_exit import (
     targets_each,
     weights_each,
 )
-from keras_dynamic.models.pools import StageFunctions
+from keras_dynamic.models.replicas import ReplicatedWalk
 from keras_dynamic.models.segments import cut_at_exits, needed_steps
 from keras_dynamic.models.selected_walk import SelectedWalk
 from keras_dynamic.models.selection import (
@@ -38,6 +39,7 @@ from keras_dynamic.models.selection import (
     derived_outputs,
     with_derived,
 )
+from keras_dynamic.models.stage_functions import StageFunctions
 from keras_dynamic.models.stages import cut_for_selector
 
 __all__ = ["Road"]
@@ -77,7 +79,7 @@ class Road:
         self._graph = graph
         self.segments = cut_at_exits(graph)
         reserved = DERIVED_NAMES if has_selector else ()
-        self.heads = _described_heads(self._graph, reserved)
+        self.heads = describe_heads(self._graph, reserved)
         # Checks and casts what the user feeds as any Keras model does, and says so
         # in Keras' words.
         self._intake = keras.Model(model.input, list(model.inputs), name=model.name)
@@ -210,12 +212,13 @@ class Road:
         )
         return found[-1]
 
-    def walk_under(self, rule, model):
+    def walk_under(self, rule, model, also=()):
         """The compiled walk and the thresholds of a rule.
 
         Args:
             rule: an `ExitRule`, a name, or None for the model's own.
             model: the model, whose rule and weights count.
+            also: as in `asked`.
 
         Returns:
             (walk, thresholds): a `Walk` and a (exits - 1,) float32 tensor.
@@ -223,21 +226,55 @@ class Road:
         rule = model.exit_rule if rule is None else rules.get(rule)
         self.check_rule(rule)
         thresholds = tf.constant(rule.thresholds(len(self.heads) - 1))
-        key = _walk_key(rule)
+        asked = self.asked(rule, also)
+        key = rules.trace_key(rule), asked
         if key not in self._walks:
             door = self._intake, self._graph.inputs
             if isinstance(rule, rules.Selected):
                 walk = SelectedWalk(self.plan, self.kinds, *door)
             else:
-                walk = Walk(self.segments, self.kinds, rule, *door)
+                exits = self._graph.outputs
+                outputs = tuple(exits[number] for number in asked)
+                segments = cut_at_exits(
+                    dataclasses.replace(self._graph, outputs=outputs)
+                )
+                walk = Walk(segments, asked, exits, self.kinds, rule, *door)
             self._walks[key] = walk
         return self._walks[key], thresholds
+
+    def asked(self, rule, also=()):
+        """Numbers of the exits that a rule asks: a closed one is passed by.
+
+        A rule that remembers the exits before asks all of them. So is an exit with
+        gates in its head, whose savings count.
+
+        Args:
+            rule: an `ExitRule`, or None for one that asks all.
+            also: numbers of exits to ask even if they are closed. Defaults to `()`.
+        """
+        numbers = tuple(range(len(self.heads)))
+        if rule is None or isinstance(rule, rules.Selected) or rule.remembers:
+            return numbers
+        is_open = [*np.isfinite(rule.thresholds(len(numbers) - 1)), True]
+        also = self._gated_heads.union(also)
+        return tuple(n for n in numbers if is_open[n] or n in also)
+
+    @functools.cached_property
+    def _gated_heads(self):
+        heads = [head for _, head in self.parts()]
+        return {number for number, steps in enumerate(heads) if holds_gates(steps)}
 
     def stages_of(self, walk):
         """The `StageFunctions` of a walk that `walk_under` gave."""
         if walk not in self._stages:
             self._stages[walk] = StageFunctions(walk)
         return self._stages[walk]
+
+    def replicated(self, walk, strategy):
+        """A walk that `walk_under` gave, on all replicas of a strategy."""
+        if (walk, strategy) not in self._stages:
+            self._stages[walk, strategy] = ReplicatedWalk(walk, strategy)
+        return self._stages[walk, strategy]
 
     def check_rule(self, rule):
         """Raises a ValueError for `Selected` without a selector."""
@@ -271,32 +308,36 @@ class Road:
         """Keras' own error for input of a wrong shape, dtype or structure."""
         self._intake(x, training=False)
 
-    def costs(self, input_shapes=None, rule=None):
+    def costs(self, input_shapes=None, rule=None, also=()):
         """`Costs` under a rule, for sizes that the model leaves open.
 
         Args:
             input_shapes: see `compute_costs`.
             rule: an `ExitRule`; `Selected` pays the selector and one head, all others
-                every head that is passed. Defaults to `None`, the latter.
+                the head of every exit on the way that is not closed. Defaults to
+                `None`, every head.
+            also: as in `asked`.
         """
         plan = self.plan if isinstance(rule, rules.Selected) else None
         # A choice of layers costs what its winner costs, which training may change.
         choosing = winners(step.operation for step in self._graph.steps)
-        key = (input_shapes, plan is None, choosing)
+        asked = self.asked(rule, also)
+        key = (input_shapes, plan is None, asked, choosing)
         if key not in self._costs:
             if plan is None:
-                counted = compute_costs(self._graph, self.segments, input_shapes)
+                given = self._graph, self.segments, input_shapes, asked
+                counted = compute_costs(*given)
             else:
                 counted = compute_selected_costs(self._graph, plan, input_shapes)
             self._costs[key] = counted
         return self._costs[key]
 
-    def costs_of_batch(self, x, rule):
+    def costs_of_batch(self, x, rule, also=()):
         """`Costs` of the samples of a batch, whose sizes fill in what is open."""
         if not self.open_sizes:
-            return self.costs(rule=rule)
+            return self.costs(None, rule, also)
         fed = tree.flatten(self._intake(x, training=False))
-        return self.costs(tuple(tuple(tensor.shape[1:]) for tensor in fed), rule)
+        return self.costs(tuple(tuple(tensor.shape[1:]) for tensor in fed), rule, also)
 
     def parts(self, rule=None):
         """The steps that lead to each exit, as a rule has them paid.
@@ -346,34 +387,3 @@ def _may_have_masks(graph):
         ):
             return True
     return False
-
-
-def _walk_key(rule):
-    """Equal for rules that one traced walk can serve: thresholds are fed, the rest is
-    traced. Objects count by identity, and the walk keeps them alive."""
-    fed = ("threshold", "_bound")
-    own = type(rule).leaves
-    if own is not rules.ExitRule.leaves and own is not rules.Patience.leaves:
-        fed = ("_bound",)  # it may read `self.threshold`, which is then traced
-    plain = (int, float, str, type(None))
-    return (
-        type(rule),
-        *(
-            (name, type(value), value if isinstance(value, plain) else id(value))
-            for name, value in sorted(vars(rule).items())
-            if name not in fed
-        ),
-    )
-
-
-def _described_heads(graph, reserved):
-    heads, taken = [], set(reserved)
-    for value in graph.outputs:
-        head = describe_head(graph, value)
-        unique, number = head.name, 0
-        while unique in taken:
-            number += 1
-            unique = f"{head.name}_{number}"
-        taken.add(unique)
-        heads.append(dataclasses.replace(head, name=unique))
-    return heads

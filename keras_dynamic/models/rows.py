@@ -4,10 +4,16 @@ The only file that moves rows.
 """
 
 import tensorflow as tf
+from keras import tree
 
 from keras_dynamic._compat import keep_mask, kept_mask, set_mask
 
-__all__ = ["rows_with_nan", "take_rows", "write_rows"]
+__all__ = ["count_rows", "rows_with_nan", "take_rows", "write_rows"]
+
+
+def count_rows(x):
+    """Number of rows of a batch."""
+    return next(t for t in tree.flatten(x) if t is not None).shape[0]
 
 
 def rows_with_nan(inputs, num_rows):

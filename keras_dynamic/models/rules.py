@@ -318,3 +318,21 @@ def get(identifier):
         "`rule` must be a name or an instance of `ExitRule`. Received: "
         f"rule={identifier!r} of type {type(identifier)}."
     )
+
+
+def trace_key(rule):
+    """Equal for rules that one traced walk can serve: thresholds are fed, the rest is
+    traced. Objects count by identity, and the walk keeps them alive."""
+    fed = ("threshold", "_bound")
+    own = type(rule).leaves
+    if own is not ExitRule.leaves and own is not Patience.leaves:
+        fed = ("_bound",)  # it may read `self.threshold`, which is then traced
+    plain = (int, float, str, type(None))
+    return (
+        type(rule),
+        *(
+            (name, type(value), value if isinstance(value, plain) else id(value))
+            for name, value in sorted(vars(rule).items())
+            if name not in fed
+        ),
+    )

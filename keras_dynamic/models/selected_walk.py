@@ -4,7 +4,7 @@ import tensorflow as tf
 
 from keras_dynamic._compat import show_mask
 from keras_dynamic.layers._selector import soft_weights
-from keras_dynamic.models.engine import CompiledWalk
+from keras_dynamic.models.engine import CompiledWalk, Trunk
 from keras_dynamic.models.rows import take_rows, write_rows
 from keras_dynamic.ops.confidence import calibrated_probabilities
 
@@ -28,31 +28,31 @@ class SelectedWalk(CompiledWalk):
         self.plan = plan
         self.kinds = kinds
 
-    def _walk(self, x, thresholds, temperatures):
-        del thresholds  # a selector has none
+    def start(self, x, knobs):
+        """(values, state, num_rows) of a batch before its first stage."""
+        del knobs
         values, num_rows, broken = self._fed(x)
-        last = len(self.exits) - 1
-        rows, answers = tf.range(num_rows), self.no_answers(num_rows)
         state = {"broken": broken}
         if self.has_gates:
-            state["saved"] = answers["saved"]
+            state["saved"] = tf.zeros([num_rows], tf.float64)
         if self.plan.is_layerwise:
-            state["arriving"] = tf.ones([num_rows])
-        else:
-            state = self.run(self.plan.prologue, values, state, rows)
-            weights = values[self.plan.weights]
-            state["broken"] |= tf.reduce_any(tf.math.is_nan(weights), axis=-1)
-            choice = tf.argmax(weights, axis=-1, output_type=tf.int32)
-            state["choice"] = tf.where(state["broken"], last, choice)
-            state["score"] = tf.reduce_max(soft_weights(weights), axis=-1)
-        return self._stage(0, values, rows, state, answers, temperatures)
+            return values, {**state, "arriving": tf.ones([num_rows])}, num_rows
+        state = self.run(self.plan.prologue, values, state)
+        weights = values[self.plan.weights]
+        state["broken"] |= tf.reduce_any(tf.math.is_nan(weights), axis=-1)
+        choice = tf.argmax(weights, axis=-1, output_type=tf.int32)
+        state["choice"] = tf.where(state["broken"], len(self.exits) - 1, choice)
+        state["score"] = tf.reduce_max(soft_weights(weights), axis=-1)
+        return values, state, num_rows
 
-    def _stage(self, index, values, rows, state, answers, temperatures):
-        stage, last = self.plan.stages[index], len(self.exits) - 1
-        values = dict(values)
-        state = self.run(stage.trunk, values, state, rows)
+    def advance(self, index, values, state, rows, knobs, run=None):
+        """Runs stage `index`, and the head of those who leave; as `Walk.advance`."""
+        stage, values = self.plan.stages[index], {**values}
+        if run is None:
+            state = self.run(stage.trunk, values, state)
+        else:
+            run(values)
         leaves, score, state = self._decide(index, stage, values, state)
-        answers = self.counted(answers, index, rows)
         here = tf.where(leaves)[:, 0]
         everyone = tf.equal(tf.size(here), tf.size(rows))
 
@@ -62,36 +62,63 @@ class SelectedWalk(CompiledWalk):
             if self.has_gates:
                 carried["saved"] = state["saved"]
             fed, found_rows, carried = take_rows(fed, rows, carried, here, everyone)
-            carried = self.run(stage.head, fed, carried, found_rows)
-            score_here = carried.pop("score")
+            carried = self.run(stage.head, fed, carried)
             outputs = fed[stage.exit]
             found = {
-                **carried,
                 "outputs": outputs,
                 "probabilities": calibrated_probabilities(
-                    outputs, self.kinds[index], temperatures[index]
+                    outputs, self.kinds[index], knobs[1][index]
                 ),
                 "exit_index": tf.fill(tf.shape(found_rows), index),
-                "confidence": score_here,
+                "confidence": carried["score"],
+                "rows": found_rows,
             }
-            return write_rows(answers, found_rows, found)
+            if self.has_gates:
+                found["saved"] = carried["saved"]
+            shapes.update({name: (t.shape[1:], t.dtype) for name, t in found.items()})
+            return found
 
-        written = tf.cond(tf.size(here) > 0, answer, lambda: answers)
-        if index == last:
-            return written
-        staying = tf.where(~leaves)[:, 0]
+        def nobody():  # traced second
+            return {
+                name: tf.zeros([0, *s], dtype) for name, (s, dtype) in shapes.items()
+            }
+
+        shapes = {}
+        found = tf.cond(tf.size(here) > 0, answer, nobody)
+        return values, state, found, ~leaves
+
+    def trunk(self, index):
+        """The `Trunk` of stage `index`: what does not belong to its head."""
+        stage = self.plan.stages[index]
+        feature = () if stage.feature is None else (stage.feature,)
+        return Trunk(stage.trunk, (*stage.head_inputs, *feature, *stage.live))
+
+    def live(self, index):
+        """Values that go on with those who stay after stage `index`."""
+        return self.plan.stages[index].live
+
+    def _walk(self, x, *knobs):
+        values, state, num_rows = self.start(x, knobs)
+        answers = self.no_answers(num_rows)
+        return self._stage(0, values, state, tf.range(num_rows), answers, knobs)
+
+    def _stage(self, index, values, state, rows, answers, knobs):
+        values, state, found, stays = self.advance(index, values, state, rows, knobs)
+        answers = self.counted(answers, index, rows)
+        answers = write_rows(answers, found.pop("rows"), found)
+        if index == len(self.exits) - 1:
+            return answers
+        staying = tf.where(stays)[:, 0]
 
         def go_on():
-            live = {value: values[value] for value in stage.live}
+            live = {value: values[value] for value in self.live(index)}
             nobody_left = tf.equal(tf.size(staying), tf.size(rows))
             kept, kept_rows, kept_state = take_rows(
                 live, rows, state, staying, nobody_left
             )
-            return self._stage(
-                index + 1, kept, kept_rows, kept_state, written, temperatures
-            )
+            return self._stage(index + 1, kept, kept_state, kept_rows, answers, knobs)
 
-        return tf.cond(tf.size(staying) > 0, go_on, lambda: written)
+        return tf.cond(tf.size(staying) > 0, go_on, lambda: answers)
 
     def _decide(self, index, stage, values, state):
         """(leaves, score, state) of the rows at a stage.

@@ -5,7 +5,7 @@ import tensorflow as tf
 from keras import tree
 
 from keras_dynamic._compat import frozen
-from keras_dynamic.models.engine import Walk, score_exit, who_leaves
+from keras_dynamic.models.engine import Walk
 from keras_dynamic.models.timing import median_time
 
 __all__ = ["DynamicFunction"]
@@ -129,34 +129,16 @@ class DynamicFunction:
 
 def _walk_of_one(walk, x, thresholds, temperatures):
     """The walk of one sample: as `Walk`, but without rows."""
-    values, state, _ = walk.start(x, thresholds)
-    rule, last = walk.rule.bind(thresholds), len(walk.segments) - 1
+    knobs = thresholds, temperatures
+    values, state, _ = walk.start(x, knobs)
 
     def stage(index, values, state):
-        segment, values = walk.segments[index], dict(values)
-        state = walk.run(segment.steps, values, state, tf.zeros([1], tf.int32))
-        probabilities, score, memory = score_exit(
-            rule,
-            state["memory"],
-            state["broken"],
-            values[segment.exit],
-            walk.kinds[index],
-            temperatures[index],
-            index,
-        )
-        found = {
-            "outputs": values[segment.exit],
-            "probabilities": probabilities,
-            "exit_index": tf.fill([1], index),
-            "confidence": score,
-        }
-        if index == last:
+        values, state, found, leaves = walk.ask(index, values, state, knobs)
+        found.pop("saved", None)
+        if index == len(walk.segments) - 1:
             return found
-        state = {**state, "memory": memory}
         return tf.cond(
-            who_leaves(rule, score, index)[0],
-            lambda: found,
-            lambda: stage(index + 1, values, state),
+            leaves[0], lambda: found, lambda: stage(index + 1, values, state)
         )
 
     return stage(0, values, state)

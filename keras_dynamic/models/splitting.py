@@ -73,10 +73,10 @@ def split(model, exit):
             "on its own features. Assign one, such as `model.exit_rule = "
             f"'max_probability'`. Received: exit_rule={rule!r}."
         )
-    walk, thresholds = model.road.walk_under(rule, model)
-    num_exits = len(model.exit_names)
-    first_half = PartialWalk(walk, 0, last)
-    second_half = PartialWalk(walk, last + 1, num_exits - 1)
+    walk, thresholds = model.road.walk_under(rule, model, also=(last,))
+    cut = walk.numbers.index(last)
+    first_half = PartialWalk(walk, 0, cut)
+    second_half = PartialWalk(walk, cut + 1, walk.depth - 1)
     numbers = thresholds.numpy(), model.calibration_temperatures.numpy()
     specs = _specs_of_sent(model, first_half, numbers)
     return Device(model, first_half, *numbers), Server(

@@ -7,7 +7,7 @@ import numpy as np
 from keras import tree
 
 from keras_dynamic._compat import BatchIterator
-from keras_dynamic.models.inference import first_size
+from keras_dynamic.models.rows import count_rows
 
 __all__ = ["batches_of", "checked_labels", "checked_logs", "names_of"]
 
@@ -31,7 +31,7 @@ def batches_of(name, x, batch_size):
     for _, _, batches in iterator:
         for batch in batches:
             inputs = keras.utils.unpack_x_y_sample_weight(batch)[0]
-            if first_size(inputs):
+            if count_rows(inputs):
                 empty = False
                 yield inputs
     if empty:
