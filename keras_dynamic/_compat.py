@@ -23,6 +23,7 @@ from tensorflow.python.ops.control_flow_util import GraphOrParentsInXlaContext
 __all__ = [
     "BatchIterator",
     "calls_before",
+    "changes_variables",
     "exclude_from_weight_decay",
     "frozen",
     "functional_nodes",
@@ -304,11 +305,31 @@ def frozen(function):
     """A concrete function with its variables as constants, at their values now.
 
     What TensorFlow publishes for it works on graphs of version 1 only.
+
+    Args:
+        function: a `ConcreteFunction` that changes no variable.
+
+    Returns:
+        A function of the same tensors, nested or flat.
     """
     constant = convert_variables_to_constants_v2(function, lower_control_flow=False)
+    handles = {id(variable.handle) for variable in function.graph.variables}
+    # Lookup tables stay what they are, and are fed as it was traced.
+    others = [t for t in function.captured_inputs if id(t) not in handles]
+    known = tf.nest.flatten(function.structured_outputs)
 
-    def call(*tensors):
-        results = tf.nest.flatten(constant(*tensors))
+    def call(*given):
+        tensors = [t for t in tf.nest.flatten(given) if t is not None]
+        found = iter(tf.nest.flatten(constant(*tensors, *others)))
+        results = [None if each is None else next(found) for each in known]
         return tf.nest.pack_sequence_as(function.structured_outputs, results)
 
     return call
+
+
+def changes_variables(function):
+    """Whether a concrete function assigns to variables when it is called."""
+    graph = function.graph.as_graph_def()
+    nodes = [*graph.node, *(n for f in graph.library.function for n in f.node_def)]
+    kinds = {node.op for node in nodes} - {"ResourceGather", "ResourceGatherNd"}
+    return any(kind.startswith(("Assign", "Resource")) for kind in kinds)

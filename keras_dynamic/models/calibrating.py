@@ -102,8 +102,9 @@ def calibrate(model, x, y, rule, goals, batch_size, steps):
         goal=goal,
     )
     # Only now: a failure above leaves the model as it was.
-    model.exit_rule = rule
-    model.calibration_temperatures.assign(temperatures)
+    with model.road.lock:
+        model.exit_rule = rule
+        model.calibration_temperatures.assign(temperatures)
     return report
 
 

@@ -195,7 +195,6 @@ class DynamicInference:
         ```
         """
         batch_size = positive_integer("batch_size", batch_size)
-        rule = self.exit_rule if rule is None else rules.get(rule)
         return DynamicFunction(self, batch_size, rule)
 
     def export(

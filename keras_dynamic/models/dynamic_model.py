@@ -132,16 +132,18 @@ class DynamicModel(DynamicInference, keras.Model):
     @property
     def exit_rule(self):
         """The rule in force, with the thresholds that the weights hold now."""
-        code = int(np.asarray(self._rule_code))
-        return rules.in_force(self._rule, code, np.asarray(self.exit_thresholds))
+        with self.road.lock:
+            code = int(np.asarray(self._rule_code))
+            return rules.in_force(self._rule, code, np.asarray(self.exit_thresholds))
 
     @exit_rule.setter
     def exit_rule(self, rule):
         rule = rules.get(rule)
         self.road.check_rule(rule)
-        self.exit_thresholds.assign(rule.thresholds(len(self.exit_names) - 1))
-        self._rule_code.assign(rules.code_of(type(rule)))
-        self._rule = rule
+        with self.road.lock:  # others may be predicting
+            self.exit_thresholds.assign(rule.thresholds(len(self.exit_names) - 1))
+            self._rule_code.assign(rules.code_of(type(rule)))
+            self._rule = rule
 
     def __setattr__(self, name, value):
         # TensorFlow's tracking reads an attribute before it sets it, which fails where
@@ -228,7 +230,8 @@ class DynamicModel(DynamicInference, keras.Model):
             ValueError: if a size is unknown and not given.
         """
         shapes = shapes_of_inputs(input_shape, len(self.inputs))
-        return self.road.costs(shapes, self.exit_rule)
+        asked = self.road.asked_under(self.exit_rule)
+        return self.road.costs(shapes, self.exit_rule, asked)
 
     def summary(self, *args, print_fn=None, **kwargs):
         """Keras' summary, then the exits with their share of the cost."""

@@ -27,7 +27,8 @@ def exit_table(road, rule):
     table.add_column("FLOPs to leave", justify="right")
     table.add_column("Of them its head", justify="right")
     table.add_column("Cost", justify="right")
-    costs = None if road.open_sizes else road.costs(rule=rule)
+    asked = road.asked_under(rule)
+    costs = None if road.open_sizes else road.costs(None, rule, asked)
     weights = road.loss_weights or own_weights(road.heads)
     for index, head in enumerate(road.heads):
         weight = f"{float(np.asarray(weights[index])):g}"

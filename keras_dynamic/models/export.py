@@ -138,9 +138,10 @@ def _serving(model, specs, counts):
             stays open it never is.
     """
     rule = model.exit_rule
-    walk, thresholds = model.road.walk_under(rule, model)
+    asked = model.road.asked_under(rule)
+    walk, thresholds = model.road.walk_under(rule, model, asked)
     temperatures = np.asarray(model.calibration_temperatures)
-    costs = _costs(model, specs, rule) if counts else None
+    costs = _costs(model, specs, rule, asked) if counts else None
     if costs is None:
         walk = copy.copy(walk)
         walk.has_gates = False  # then it adds up no savings
@@ -166,14 +167,14 @@ def _serving(model, specs, counts):
     return serve
 
 
-def _costs(model, specs, rule):
+def _costs(model, specs, rule, asked):
     """FLOPs to leave at each exit, or None where they depend on an open size."""
     if not model.road.open_sizes:
-        return model.road.costs(rule=rule).exits
+        return model.road.costs(None, rule, asked).exits
     shapes = tuple(tuple(spec.shape[1:]) for spec in specs)
     if any(None in shape for shape in shapes):
         return None
-    return model.road.costs(shapes, rule).exits
+    return model.road.costs(shapes, rule, asked).exits
 
 
 def _frozen(model):

@@ -172,7 +172,7 @@ class Device(_Half):
     def __call__(self, x):
         x = tree.map_structure(_tensor, x)
         rule, asked = self._walk.rule, self._walk.numbers
-        costs = self.model.road.costs_of_batch(x, rule, also=asked)
+        costs = self.model.road.costs_of_batch(x, rule, asked)
         fields, sent = self._answers(x, costs)
         rows = sent.pop("rows")
         return DeviceAnswers(**fields, sent=Sent(sent, rows, costs))

@@ -1,5 +1,6 @@
 """Whole inputs on the dynamic road: batches, callbacks, answers, metrics."""
 
+import dataclasses
 import functools
 
 import keras
@@ -9,6 +10,7 @@ from keras import tree
 
 from keras_dynamic._compat import BatchIterator, loss_for, metric_for
 from keras_dynamic.models import rules
+from keras_dynamic.models.engine import CompiledWalk
 from keras_dynamic.models.per_exit import own_metric, target_of_final
 from keras_dynamic.models.pools import Pools
 from keras_dynamic.models.prediction import DynamicPrediction
@@ -22,29 +24,63 @@ __all__ = ["evaluate_dynamic", "predict_dynamic", "stream_dynamic"]
 _LONG = 4
 
 
+@dataclasses.dataclass(frozen=True)
+class _Under:
+    """What a call goes by from beginning to end, whatever others set meanwhile.
+
+    Attributes:
+        rule: an `ExitRule`.
+        asked: numbers of the exits that are asked.
+        walk: the walk that asks them.
+        knobs: (thresholds, temperatures), tensors.
+    """
+
+    rule: rules.ExitRule
+    asked: tuple
+    walk: CompiledWalk
+    knobs: tuple
+
+    def costs(self, model, x):
+        """`Costs` of the samples of a batch."""
+        return model.road.costs_of_batch(x, self.rule, self.asked)
+
+
+def _under(model, rule):
+    """`_Under` of a rule, or with None of the model's own.
+
+    The closed exits of the model's own rule are passed by. Another rule, given for a
+    call, asks all: rules that are tried out one after the other share one walk.
+    """
+    road = model.road
+    with road.lock:
+        own = model.exit_rule if rule is None else rules.get(rule)
+        asked = road.asked_under(own) if rule is None else road.all_exits
+        walk, thresholds = road.walk_under(own, model, asked)
+        temperatures = tf.identity(model.calibration_temperatures)
+    return _Under(own, asked, walk, (thresholds, temperatures))
+
+
 class _BatchByBatch:
     """The dynamic road, one batch after the other, and what it answered.
 
     Args:
         model: a `DynamicModel`.
-        rule: an `ExitRule`.
+        under: an `_Under`.
     """
 
-    def __init__(self, model, rule):
-        self._model, self._rule = model, rule
-        self._walk, thresholds = model.road.walk_under(rule, model)
-        self._knobs = thresholds, tf.convert_to_tensor(model.calibration_temperatures)
+    def __init__(self, model, under):
+        self._model, self._under = model, under
         if has_replicas(model) and not model.run_eagerly:
-            self._run = model.road.replicated(self._walk, model.distribute_strategy)
+            self._run = model.road.replicated(under.walk, model.distribute_strategy)
         else:
-            self._run = functools.partial(self._walk, eagerly=model.run_eagerly)
+            self._run = functools.partial(under.walk, eagerly=model.run_eagerly)
         self._answers, self._costs = [], []
 
     def add(self, x):
         """Takes a batch; returns its answers, a dict of tensors."""
-        answers = self._run(x, *self._knobs)
+        answers = self._run(x, *self._under.knobs)
         self._answers.append(answers)
-        costs = self._model.road.costs_of_batch(x, self._rule)
+        costs = self._under.costs(self._model, x)
         self._costs.append((count_rows(x), costs))
         return answers
 
@@ -68,21 +104,19 @@ class _Pooled:
 
     Args:
         model: a `DynamicModel`.
-        rule: an `ExitRule`.
+        under: an `_Under`.
         size: int, rows of a full batch.
     """
 
-    def __init__(self, model, rule, size):
-        self._model, self._rule = model, rule
-        walk, thresholds = model.road.walk_under(rule, model)
-        temperatures = tf.convert_to_tensor(model.calibration_temperatures)
-        stages = model.road.stages_of(walk)
-        self._pools = Pools(stages, size, (thresholds, temperatures))
+    def __init__(self, model, under, size):
+        self._model, self._under = model, under
+        stages = model.road.stages_of(under.walk)
+        self._pools = Pools(stages, size, under.knobs)
         self._costs = []
 
     def add(self, x):
         """Takes a batch, whose answers come later."""
-        costs = self._model.road.costs_of_batch(x, self._rule)
+        costs = self._under.costs(self._model, x)
         self._costs.append((count_rows(x), costs))
         self._pools.add(x)
 
@@ -128,11 +162,10 @@ def _prediction(model, columns, paid, costs, segment_rows):
 
 def predict_dynamic(model, x, batch_size, verbose, steps, callbacks, rule):
     """See `DynamicModel.predict_dynamic`."""
-    rule = model.exit_rule if rule is None else rules.get(rule)
+    under = _under(model, rule)
     road, logs = None, {}
     batches = _batches(
         model,
-        rule,
         "predict",
         callbacks,
         verbose,
@@ -144,7 +177,7 @@ def predict_dynamic(model, x, batch_size, verbose, steps, callbacks, rule):
     try:
         for x_batch, _, _, is_long in batches:
             if road is None:
-                road = _road_for(model, rule, x_batch, is_long and callbacks is None)
+                road = _road_for(model, under, x_batch, is_long and callbacks is None)
             answers = road.add(x_batch)
             if answers is not None:
                 logs["outputs"] = answers["outputs"]
@@ -158,10 +191,9 @@ def predict_dynamic(model, x, batch_size, verbose, steps, callbacks, rule):
 
 def stream_dynamic(model, x, batch_size, steps, rule):
     """See `DynamicModel.stream_dynamic`."""
-    rule = model.exit_rule if rule is None else rules.get(rule)
+    under = _under(model, rule)
     batches = _batches(
         model,
-        rule,
         "predict",
         None,
         0,
@@ -171,7 +203,7 @@ def stream_dynamic(model, x, batch_size, steps, rule):
         steps_per_epoch=steps,
     )
     for x_batch, *_ in batches:
-        road = _BatchByBatch(model, rule)
+        road = _BatchByBatch(model, under)
         road.add(x_batch)
         yield road.prediction()
 
@@ -180,11 +212,10 @@ def evaluate_dynamic(
     model, x, y, batch_size, verbose, sample_weight, steps, callbacks, rule
 ):
     """See `DynamicModel.evaluate_dynamic`."""
-    rule = model.exit_rule if rule is None else rules.get(rule)
+    under = _under(model, rule)
     road, tallies, logs = None, None, {}
     batches = _batches(
         model,
-        rule,
         "test",
         callbacks,
         verbose,
@@ -205,7 +236,7 @@ def evaluate_dynamic(
                 )
             y_batch = target_of_final(y_batch, model.exit_names)
             if road is None:
-                road = _road_for(model, rule, x_batch, is_long and callbacks is None)
+                road = _road_for(model, under, x_batch, is_long and callbacks is None)
                 tallies = _Tallies(model.road.final)
             answers = road.add(x_batch)
             if answers is None:
@@ -229,13 +260,12 @@ def evaluate_dynamic(
     return results
 
 
-def _road_for(model, rule, x, may_wait):
+def _road_for(model, under, x, may_wait):
     """The way to answer batches like `x`, the first one."""
-    walk, _ = model.road.walk_under(rule, model)
-    together = walk.depth > 1 and not model.run_eagerly and not has_replicas(model)
-    if may_wait and together:
-        return _Pooled(model, rule, count_rows(x))
-    return _BatchByBatch(model, rule)
+    together = under.walk.depth > 1 and not model.run_eagerly
+    if may_wait and together and not has_replicas(model):
+        return _Pooled(model, under, count_rows(x))
+    return _BatchByBatch(model, under)
 
 
 def _say_if_static(road, verbose):
@@ -249,7 +279,7 @@ def _say_if_static(road, verbose):
         )
 
 
-def _batches(model, rule, mode, callbacks, verbose, logs, x, **data):
+def _batches(model, mode, callbacks, verbose, logs, x, **data):
     """Yields (x, y, sample_weight, is_long) of each batch, callbacks around it.
 
     `is_long` says that there are many batches, as far as that is known.
@@ -260,7 +290,6 @@ def _batches(model, rule, mode, callbacks, verbose, logs, x, **data):
         x: what `predict` takes.
         **data: the remaining arguments of `BatchIterator`.
     """
-    model.road.walk_under(rule, model)  # what is wrong with the rule is said first
     if x is None:
         raise ValueError("`x` must hold samples, as in `predict`. Received: x=None.")
     if _is_empty(x):

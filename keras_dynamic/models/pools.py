@@ -24,6 +24,8 @@ _ENOUGH = 32
 # Seconds of work, and more for each step of the graph, which XLA has to compile, after
 # which it is worth the time to compile segments and compare.
 _TRIAL_AFTER, _TRIAL_AFTER_STEP = 3.0, 0.1
+# The same for weights as constants, which lets TensorFlow fold some away.
+_FREEZE_AFTER, _FREEZE_AFTER_STEP = 0.5, 0.01
 # First segments that run while later ones do.
 _AHEAD = 2
 
@@ -48,6 +50,8 @@ class Pools:
         self.static_rows = 0
         segments = functions.walk.depth
         self._trial_after = _TRIAL_AFTER + _TRIAL_AFTER_STEP * functions.steps
+        self._freeze_after = _FREEZE_AFTER + _FREEZE_AFTER_STEP * functions.steps
+        functions.thaw_if_changed()
         self._waiting = [collections.defaultdict(list) for _ in range(segments)]
         self._counts = [collections.Counter() for _ in range(segments)]
         self._found, self._number = [], 0
@@ -152,6 +156,7 @@ class Pools:
         """Compares, once there was so much work that it pays, ways to run segments."""
         functions, pace = self.functions, self.functions.pace
         pace.seconds += seconds
+        functions.freezes = pace.seconds > self._freeze_after
         if pace.seconds < self._trial_after:
             return
         self._compiled = functions.faster_compiled(x, self.knobs)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import threading
 import warnings
 
 import keras
@@ -58,6 +59,7 @@ class Road:
     Attributes:
         heads: a `Head` for each exit.
         segments: a `Segment` for each exit.
+        lock: held while the rule in force is read, or changed.
         plan: the `StagePlan` of the selector, or None.
         final: what `compile` was given for the last exit: a dict with `loss`,
             `metrics` and `weighted_metrics`.
@@ -85,6 +87,7 @@ class Road:
         self._intake = keras.Model(model.input, list(model.inputs), name=model.name)
         self._kinds = [head.kind for head in self.heads]
         self._walks, self._stages, self._costs = {}, {}, {}
+        self.lock = threading.RLock()
         self.final = self.losses = self.loss_weights = None
         self.has_gates = holds_gates(graph.steps)
         self._dense = DenseWalk(self.segments, self._intake, graph.inputs)
@@ -212,13 +215,14 @@ class Road:
         )
         return found[-1]
 
-    def walk_under(self, rule, model, also=()):
+    def walk_under(self, rule, model, asked=None):
         """The compiled walk and the thresholds of a rule.
 
         Args:
             rule: an `ExitRule`, a name, or None for the model's own.
             model: the model, whose rule and weights count.
-            also: as in `asked`.
+            asked: numbers of the exits to ask, as of `asked_under`. Defaults to `None`,
+                all.
 
         Returns:
             (walk, thresholds): a `Walk` and a (exits - 1,) float32 tensor.
@@ -226,7 +230,7 @@ class Road:
         rule = model.exit_rule if rule is None else rules.get(rule)
         self.check_rule(rule)
         thresholds = tf.constant(rule.thresholds(len(self.heads) - 1))
-        asked = self.asked(rule, also)
+        asked = self.all_exits if asked is None else asked
         key = rules.trace_key(rule), asked
         if key not in self._walks:
             door = self._intake, self._graph.inputs
@@ -242,22 +246,26 @@ class Road:
             self._walks[key] = walk
         return self._walks[key], thresholds
 
-    def asked(self, rule, also=()):
-        """Numbers of the exits that a rule asks: a closed one is passed by.
+    @property
+    def all_exits(self):
+        """Numbers of all exits."""
+        return tuple(range(len(self.heads)))
 
-        A rule that remembers the exits before asks all of them. So is an exit with
-        gates in its head, whose savings count.
+    def asked_under(self, rule, also=()):
+        """Numbers of the exits that have to be asked: not those that are closed.
+
+        A rule that remembers the exits before needs all of them. An exit with gates in
+        its head, whose savings count, is asked as well.
 
         Args:
-            rule: an `ExitRule`, or None for one that asks all.
+            rule: an `ExitRule`.
             also: numbers of exits to ask even if they are closed. Defaults to `()`.
         """
-        numbers = tuple(range(len(self.heads)))
-        if rule is None or isinstance(rule, rules.Selected) or rule.remembers:
-            return numbers
-        is_open = [*np.isfinite(rule.thresholds(len(numbers) - 1)), True]
+        if isinstance(rule, rules.Selected) or rule.remembers:
+            return self.all_exits
+        is_open = [*np.isfinite(rule.thresholds(len(self.heads) - 1)), True]
         also = self._gated_heads.union(also)
-        return tuple(n for n in numbers if is_open[n] or n in also)
+        return tuple(n for n in self.all_exits if is_open[n] or n in also)
 
     @functools.cached_property
     def _gated_heads(self):
@@ -308,20 +316,20 @@ class Road:
         """Keras' own error for input of a wrong shape, dtype or structure."""
         self._intake(x, training=False)
 
-    def costs(self, input_shapes=None, rule=None, also=()):
+    def costs(self, input_shapes=None, rule=None, asked=None):
         """`Costs` under a rule, for sizes that the model leaves open.
 
         Args:
             input_shapes: see `compute_costs`.
             rule: an `ExitRule`; `Selected` pays the selector and one head, all others
-                the head of every exit on the way that is not closed. Defaults to
-                `None`, every head.
-            also: as in `asked`.
+                the head of every exit on the way that is asked. Defaults to `None`,
+                the latter.
+            asked: as in `walk_under`.
         """
         plan = self.plan if isinstance(rule, rules.Selected) else None
         # A choice of layers costs what its winner costs, which training may change.
         choosing = winners(step.operation for step in self._graph.steps)
-        asked = self.asked(rule, also)
+        asked = self.all_exits if asked is None else asked
         key = (input_shapes, plan is None, asked, choosing)
         if key not in self._costs:
             if plan is None:
@@ -332,12 +340,13 @@ class Road:
             self._costs[key] = counted
         return self._costs[key]
 
-    def costs_of_batch(self, x, rule, also=()):
+    def costs_of_batch(self, x, rule, asked=None):
         """`Costs` of the samples of a batch, whose sizes fill in what is open."""
         if not self.open_sizes:
-            return self.costs(None, rule, also)
+            return self.costs(None, rule, asked)
         fed = tree.flatten(self._intake(x, training=False))
-        return self.costs(tuple(tuple(tensor.shape[1:]) for tensor in fed), rule, also)
+        shapes = tuple(tuple(tensor.shape[1:]) for tensor in fed)
+        return self.costs(shapes, rule, asked)
 
     def parts(self, rule=None):
         """The steps that lead to each exit, as a rule has them paid.

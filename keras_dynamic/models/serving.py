@@ -5,6 +5,7 @@ import tensorflow as tf
 from keras import tree
 
 from keras_dynamic._compat import frozen
+from keras_dynamic.models import rules
 from keras_dynamic.models.engine import Walk
 from keras_dynamic.models.timing import median_time
 
@@ -23,7 +24,7 @@ class DynamicFunction:
     Args:
         model: a `DynamicModel`.
         batch_size: int.
-        rule: an `ExitRule`.
+        rule: an `ExitRule`, or None for the model's own.
 
     Attributes:
         batch_size: int.
@@ -32,9 +33,11 @@ class DynamicFunction:
     """
 
     def __init__(self, model, batch_size, rule):
+        asked = model.road.asked_under(model.exit_rule) if rule is None else None
+        rule = model.exit_rule if rule is None else rules.get(rule)
         self.batch_size, self.rule = batch_size, rule
         self._structure = model.input
-        self._walk, thresholds = model.road.walk_under(rule, model)
+        self._walk, thresholds = model.road.walk_under(rule, model, asked)
         self._knobs = thresholds, tf.constant(model.calibration_temperatures.numpy())
         self._specs = [
             tf.TensorSpec([batch_size, *value.spec.shape[1:]], value.spec.dtype)

@@ -73,7 +73,9 @@ def split(model, exit):
             "on its own features. Assign one, such as `model.exit_rule = "
             f"'max_probability'`. Received: exit_rule={rule!r}."
         )
-    walk, thresholds = model.road.walk_under(rule, model, also=(last,))
+    walk, thresholds = model.road.walk_under(
+        rule, model, model.road.asked_under(rule, also=(last,))
+    )
     cut = walk.numbers.index(last)
     first_half = PartialWalk(walk, 0, cut)
     second_half = PartialWalk(walk, cut + 1, walk.depth - 1)

@@ -7,16 +7,26 @@ that of a full batch, and is taken for the segments where it measures faster.
 import dataclasses
 import threading
 
+import numpy as np
 import tensorflow as tf
 from keras import tree
 
-from keras_dynamic._compat import keep_mask, kept_mask, set_mask
+from keras_dynamic._compat import (
+    changes_variables,
+    frozen,
+    keep_mask,
+    kept_mask,
+    set_mask,
+)
 from keras_dynamic.models.engine import Walk
 from keras_dynamic.models.graph import run_steps
 from keras_dynamic.models.rows import count_rows
 from keras_dynamic.models.timing import Pace, median_time
 
 __all__ = ["StageFunctions", "Waiting"]
+
+# Bytes of weights that are made constants of a function at most.
+_MOST_FROZEN = 2**28
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,6 +78,8 @@ class StageFunctions:
             walk.has_gates or self.open
         )
         self._functions, self._cores = {}, {}
+        self._frozen, self._values = {}, {}
+        self.freezes = False
         self._faster, self._static = {}, {}
         self._lock = threading.RLock()
         self.steps = sum(len(walk.trunk(n).steps) for n in range(self.last + 1))
@@ -95,7 +107,7 @@ class StageFunctions:
         key = 0, size, *map(str, specs), self.kind_of(x)[0]
         stage = self._stage_for(key, start, specs, tf.TensorSpec([], tf.int64))
         number = tf.constant(number, tf.int64)
-        return lambda: _answered(stage, given, number, *knobs)
+        return lambda: self._answered(stage, given, number, *knobs)
 
     def later(self, index, waiting, knobs, size=None):
         """Runs segment `index` on rows that waited for it; gives what `first` gives."""
@@ -108,11 +120,11 @@ class StageFunctions:
 
         # Where sizes are open, one function serves all of them.
         key = index, size, *((absent, masked) if self.open else waiting.form)
-        stage = self._functions.get(key)
-        if stage is None:
-            specs = self._specs_of_waiting(index - 1, waiting, size)
-            stage = self._stage_for(key, go_on, specs)
-        return _answered(stage, waiting.tensors, *knobs)
+        specs = ()
+        if key not in self._functions:
+            specs = (self._specs_of_waiting(index - 1, waiting, size),)
+        stage = self._stage_for(key, go_on, *specs)
+        return self._answered(stage, waiting.tensors, *knobs)
 
     def static(self, x, number, knobs, jit=False):
         """Every segment on every row and then the exits, ready to run; as `first`."""
@@ -135,10 +147,19 @@ class StageFunctions:
                 gone |= leaves
             return answers, None, None
 
-        key = "static", jit, count_rows(x) if jit else None, *self.kind_of(x)
+        key = "static", count_rows(x) if jit else None, *self.kind_of(x)
         stage = self._stage_for(key, run, specs, tf.TensorSpec([], tf.int64), jit=jit)
         number = tf.constant(number, tf.int64)
-        return lambda: _answered(stage, given, number, *knobs)
+        return lambda: self._answered(stage, given, number, *knobs)
+
+    def thaw_if_changed(self):
+        """Forgets what was frozen if a weight has another value since."""
+        with self._lock:
+            for variable, value in self._values.values():
+                if not np.array_equal(variable.numpy(), value):
+                    self._frozen, self._values = {}, {}
+                    self.freezes, self.pace.seconds = False, 0.0
+                    return
 
     def kind_of(self, x):
         """What distinguishes batches that need functions of their own."""
@@ -182,15 +203,16 @@ class StageFunctions:
             return  # under XLA closed gates save nothing, and every size is compiled
         values, _, _ = self.walk.start(x, knobs)
         for index in range(self.last + 1):
-            own, compiled = self._core(index, False), self._core(index, True)
             fed = self._fed(index, values)
+            compiled = self._core(index, True)
+            own = self._as_frozen(self._core(index, False).get_concrete_function(*fed))
             try:
                 seconds = _seconds(compiled, fed)
             except (tf.errors.OpError, ValueError):  # an operation that XLA lacks
                 seconds = float("inf")
             if seconds < _seconds(own, fed):
                 yield index
-            self._take(index, values, own(*fed))
+            self._take(index, values, self._core(index, False)(*fed))
 
     def _fed(self, index, values):
         """(tensors, masks), what `_core` takes."""
@@ -220,10 +242,12 @@ class StageFunctions:
         return self._cores[key]
 
     def _stage_for(self, key, function, *specs, jit=False):
-        """(compiled function, its note), traced once for each key.
+        """(key, compiled function, its note), traced once for each key.
 
-        The function gives (found, tensors, note): what is not a tensor is noted when
-        it is traced.
+        Args:
+            key: its second entry is a number of rows where XLA has a hand in it.
+            function: gives (found, tensors, note): what is not a tensor is noted when
+                it is traced.
         """
         if key not in self._functions:
             note = []
@@ -241,8 +265,31 @@ class StageFunctions:
                 tf.TensorSpec([exits - 1], tf.float32),
                 tf.TensorSpec([exits], tf.float32),
             )
-            self._functions[key] = concrete, note[-1]
-        return self._functions[key]
+            self._functions[key] = key, concrete, note[-1]
+        stage = self._functions[key]
+        if self.freezes and not key[1] and key not in self._frozen:
+            self._frozen[key] = self._as_frozen(stage[1])
+        return stage
+
+    def _as_frozen(self, function):
+        """`function` with constants for its weights, if that can be."""
+        variables = function.graph.variables
+        total = sum(np.prod(v.shape) * v.dtype.size for v in variables)
+        if total > _MOST_FROZEN or changes_variables(function):
+            return function
+        for variable in variables:
+            self._values.setdefault(id(variable), (variable, variable.numpy()))
+        return frozen(function)
+
+    def _answered(self, stage, *given):
+        """Calls a stage: (found, waiting)."""
+        key, function, note = stage
+        found, tensors = self._frozen.get(key, function)(*given)
+        if tensors is None:
+            return found, None
+        moving, masks, whole, rows, state = tensors
+        form = (*note, *map(_kind, moving), *(t.shape for t in whole))
+        return found, Waiting(form, moving, masks, whole, rows, state)
 
     def _stage(self, index, values, state, rows, knobs, size):
         """(found, tensors, note) of those who leave and those who stay."""
@@ -314,17 +361,6 @@ class StageFunctions:
     def _spec(self, tensor, size):
         inner = [None] * (len(tensor.shape) - 1) if self.open else tensor.shape[1:]
         return tf.TensorSpec([size, *inner], tensor.dtype)
-
-
-def _answered(stage, *given):
-    """Calls a stage: (found, waiting)."""
-    function, note = stage
-    found, tensors = function(*given)
-    if tensors is None:
-        return found, None
-    moving, masks, whole, rows, state = tensors
-    form = (*note, *map(_kind, moving), *(t.shape for t in whole))
-    return found, Waiting(form, moving, masks, whole, rows, state)
 
 
 def _kind(tensor):

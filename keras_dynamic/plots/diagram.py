@@ -195,7 +195,7 @@ def model_diagram(model, logs=None, input_shape=None):
         reference = sum(each or 0 for each in flops.values())
     else:
         rule = model.exit_rule
-        costs = road.costs(shapes, rule)
+        costs = road.costs(shapes, rule, road.asked_under(rule))
         calls = [
             (step, index, part == 1)
             for index, parts in enumerate(road.parts(rule))

@@ -56,8 +56,10 @@ def test_both_halves_together_equal_predict_dynamic(rank, plan, data):
         counter.seen.assign(0)
     whole = answers.completed(server(answers.sent))
     assert all(int(counter.seen) == 0 for counter in counters[: cut + 1])
-    if cut not in model.road.asked(rule):  # the cut is at a closed exit: it is asked
-        costs = [model.road.costs_of_batch(x, rule, also) for also in ((cut,), ())]
+    road = model.road
+    if cut not in road.asked_under(rule):  # the cut is at a closed exit: it is asked
+        asked = [road.asked_under(rule, also) for also in ((cut,), ())]
+        costs = [road.costs_of_batch(x, rule, numbers) for numbers in asked]
         head = np.subtract(*(cost.exits for cost in costs))[expected.exit_index]
         assert head.any()
         expected = dataclasses.replace(expected, cost=expected.cost + head)
