@@ -315,7 +315,8 @@ def frozen(function):
     constant = convert_variables_to_constants_v2(function, lower_control_flow=False)
     handles = {id(variable.handle) for variable in function.graph.variables}
     # Lookup tables stay what they are, and are fed as it was traced.
-    others = [t for t in function.captured_inputs if id(t) not in handles]
+    resources = [t for t in function.captured_inputs if t.dtype == tf.resource]
+    others = [handle for handle in resources if id(handle) not in handles]
     known = tf.nest.flatten(function.structured_outputs)
 
     def call(*given):
