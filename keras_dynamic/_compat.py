@@ -235,7 +235,11 @@ class BatchIterator(EpochIterator):
             # `predict`: on small inputs that alone costs more than the network.
             batches = self.data_adapter.get_numpy_iterator()
             return (tree.map_structure(_to_tensor, batch) for batch in batches)
-        return self.data_adapter.get_tf_dataset()
+        return self.data_adapter.get_tf_dataset().prefetch(tf.data.AUTOTUNE)
+
+    def abandon(self):
+        """Ends a pass that nobody wants to finish: workers of a `PyDataset` stop."""
+        self.data_adapter.on_epoch_end()
 
     def _interrupted_warning(self):
         # Data of unknown length ends when it ends; Keras warns of that as well.

@@ -13,6 +13,7 @@ from keras_dynamic.calibration._goals import check_goals as check_ranges
 from keras_dynamic.models import rules
 from keras_dynamic.models.batch_axis import same_rows
 from keras_dynamic.models.engine import score_exit, who_leaves
+from keras_dynamic.models.feeding import arranged
 from keras_dynamic.models.per_exit import target_of_final
 from keras_dynamic.models.rows import count_rows, rows_with_nan
 from keras_dynamic.ops.confidence import log_probabilities
@@ -166,6 +167,7 @@ def dense_answers(model, x, y, batch_size, steps, rule=None):
     for _, _, batches in iterator:
         for data in batches:
             x_batch, y_batch, weight = utils.unpack_x_y_sample_weight(data)
+            x_batch = arranged(model.input, x_batch)
             if y_batch is None:
                 raise ValueError(
                     "`y` must be given, by itself or in the batches of `x`. Received: "

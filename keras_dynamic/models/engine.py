@@ -266,7 +266,7 @@ class Walk(CompiledWalk):
         )
         found = {
             **({"saved": state["saved"]} if self.has_gates else {}),
-            "outputs": outputs,
+            "outputs": tf.cast(outputs, self.output_dtype),
             "probabilities": probabilities,
             "exit_index": tf.fill(tf.shape(score), number),
             "confidence": score,

@@ -1,5 +1,6 @@
 """Whole inputs on the dynamic road: batches, callbacks, answers, metrics."""
 
+import contextlib
 import dataclasses
 import functools
 
@@ -8,15 +9,17 @@ import numpy as np
 import tensorflow as tf
 from keras import tree
 
-from keras_dynamic._compat import BatchIterator, loss_for, metric_for
+from keras_dynamic._compat import BatchIterator
 from keras_dynamic.models import rules
 from keras_dynamic.models.engine import CompiledWalk
-from keras_dynamic.models.per_exit import own_metric, target_of_final
+from keras_dynamic.models.feeding import arranged
+from keras_dynamic.models.per_exit import target_of_final
 from keras_dynamic.models.pools import Pools
 from keras_dynamic.models.prediction import DynamicPrediction
 from keras_dynamic.models.replicas import has_replicas
 from keras_dynamic.models.rows import count_rows
 from keras_dynamic.models.saying import say
+from keras_dynamic.models.tallies import Tallies
 
 __all__ = ["evaluate_dynamic", "predict_dynamic", "stream_dynamic"]
 
@@ -192,20 +195,17 @@ def predict_dynamic(model, x, batch_size, verbose, steps, callbacks, rule):
 def stream_dynamic(model, x, batch_size, steps, rule):
     """See `DynamicModel.stream_dynamic`."""
     under = _under(model, rule)
-    batches = _batches(
-        model,
-        "predict",
-        None,
-        0,
-        {},
-        x=x,
-        batch_size=batch_size,
-        steps_per_epoch=steps,
-    )
-    for x_batch, *_ in batches:
-        road = _BatchByBatch(model, under)
-        road.add(x_batch)
-        yield road.prediction()
+    data = {"x": x, "batch_size": batch_size, "steps_per_epoch": steps}
+    batches = _batches(model, "predict", None, 0, {}, **_checked_data(data))
+
+    def answers():
+        with contextlib.closing(batches):
+            for x_batch, *_ in batches:
+                road = _BatchByBatch(model, under)
+                road.add(x_batch)
+                yield road.prediction()
+
+    return answers()
 
 
 def evaluate_dynamic(
@@ -237,7 +237,7 @@ def evaluate_dynamic(
             y_batch = target_of_final(y_batch, model.exit_names)
             if road is None:
                 road = _road_for(model, under, x_batch, is_long and callbacks is None)
-                tallies = _Tallies(model.road.final)
+                tallies = Tallies(model.road.final)
             answers = road.add(x_batch)
             if answers is None:
                 later.append((count_rows(x_batch), y_batch, weight))
@@ -290,8 +290,7 @@ def _batches(model, mode, callbacks, verbose, logs, x, **data):
         x: what `predict` takes.
         **data: the remaining arguments of `BatchIterator`.
     """
-    if x is None:
-        raise ValueError("`x` must hold samples, as in `predict`. Received: x=None.")
+    _checked_data({"x": x})
     if _is_empty(x):
         model.road.check_input(x)
         iterator = []
@@ -314,17 +313,31 @@ def _batches(model, mode, callbacks, verbose, logs, x, **data):
     number = getattr(iterator, "num_batches", 0)
     is_long = number is None or number >= _LONG
     begin()
-    for step, last_step, batches in iterator:
-        batch_begin(step)
-        for batch in batches:
-            x_batch, y_batch, weight = keras.utils.unpack_x_y_sample_weight(batch)
-            if count_rows(x_batch) == 0:  # a filtered dataset may hold such
-                continue
-            yield x_batch, y_batch, weight, is_long
-        batch_end(last_step, dict(logs))
-        if model.stop_predicting or model.stop_evaluating:
-            break
+    finished = False
+    try:
+        for step, last_step, batches in iterator:
+            batch_begin(step)
+            for batch in batches:
+                x_batch, y_batch, weight = keras.utils.unpack_x_y_sample_weight(batch)
+                x_batch = arranged(model.input, x_batch)
+                if count_rows(x_batch) == 0:  # a filtered dataset may hold such
+                    continue
+                yield x_batch, y_batch, weight, is_long
+            batch_end(last_step, dict(logs))
+            if model.stop_predicting or model.stop_evaluating:
+                break
+        finished = True
+    finally:
+        if not finished and isinstance(iterator, BatchIterator):
+            iterator.abandon()
     end(*([dict(logs)] if mode == "test" else []))
+
+
+def _checked_data(data):
+    """`data`, a dict; a ValueError if there is no `x` in it."""
+    if data["x"] is None:
+        raise ValueError("`x` must hold samples, as in `predict`. Received: x=None.")
+    return data
 
 
 def _is_empty(x):
@@ -348,43 +361,3 @@ def _no_prediction(model):
         segment_rows=np.zeros(len(model.exit_names), "int64"),
         reference_cost=1,
     )
-
-
-class _Tallies:
-    """The compiled loss and metrics of the final output, on the answers."""
-
-    def __init__(self, final):
-        self._final, self._loss_sum, self._rows = final, 0.0, 0
-        self._metrics = None
-
-    def _build(self, y, outputs):
-        self._loss = loss_for(self._final["loss"], y, outputs)
-        # Copies: the model's own hold the state of a `fit` that may be under way.
-        self._metrics, self._weighted = (
-            [metric_for(own_metric(m), y, outputs) for m in self._final[kind]]
-            for kind in ("metrics", "weighted_metrics")
-        )
-
-    def update(self, y, outputs, weight):
-        if self._metrics is None:
-            self._build(y, outputs)
-        rows = outputs.shape[0]
-        if self._loss is not None:
-            self._loss_sum += rows * float(self._loss(y, outputs, weight))
-            self._rows += rows
-        for metric in self._metrics:
-            metric.update_state(y, outputs)
-        for metric in self._weighted:
-            metric.update_state(y, outputs, sample_weight=weight)
-
-    def results(self):
-        results = {}
-        if self._loss is not None:
-            results["loss"] = self._loss_sum / self._rows
-        for metric in [*self._metrics, *self._weighted]:
-            value = metric.result()
-            flat = value if isinstance(value, dict) else {metric.name: value}
-            for name, number in flat.items():
-                name = name if name not in results else f"weighted_{name}"
-                results[name] = np.asarray(number).tolist()
-        return results

@@ -65,7 +65,7 @@ class SelectedWalk(CompiledWalk):
             carried = self.run(stage.head, fed, carried)
             outputs = fed[stage.exit]
             found = {
-                "outputs": outputs,
+                "outputs": tf.cast(outputs, self.output_dtype),
                 "probabilities": calibrated_probabilities(
                     outputs, self.kinds[index], knobs[1][index]
                 ),

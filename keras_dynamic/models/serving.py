@@ -7,6 +7,7 @@ from keras import tree
 from keras_dynamic._compat import frozen
 from keras_dynamic.models import rules
 from keras_dynamic.models.engine import Walk
+from keras_dynamic.models.feeding import arranged
 from keras_dynamic.models.timing import median_time
 
 __all__ = ["DynamicFunction"]
@@ -48,6 +49,8 @@ class DynamicFunction:
             batch_size == 1
             and isinstance(self._walk, Walk)
             and not self._walk.has_gates
+            # XLA would compile every size anew.
+            and all(spec.shape.is_fully_defined() for spec in self._specs)
         ):
             self._take_the_faster()
 
@@ -64,13 +67,25 @@ class DynamicFunction:
         Raises:
             ValueError: for a batch of another size or shape.
         """
-        flat = [x] if isinstance(x, tf.Tensor) else tree.flatten(x)
-        if len(flat) != len(self._specs):
-            raise ValueError(
-                f"`x` must hold {len(self._specs)} tensors, the model's inputs. "
-                f"Received: {len(flat)}."
-            )
+        if isinstance(x, tf.Tensor):
+            flat = [x]
+        else:
+            flat = tree.flatten(self._checked(arranged(self._structure, x)))
         return self._function(*map(_as, flat, self._specs))
+
+    def _checked(self, x):
+        """`x`; a ValueError where it has other parts than the model has inputs."""
+        wanted, given = self._structure, tree.flatten(x)
+        named = isinstance(x, dict)
+        foreign = named and not (isinstance(wanted, dict) and set(wanted) == set(x))
+        if foreign or len(given) != len(self._specs) or any(t is None for t in given):
+            names = [value.name for value in self._walk.inputs]
+            received = sorted(x) if named else f"{len(given)} parts"
+            raise ValueError(
+                f"`x` must hold a tensor for each of the model's inputs {names}, those "
+                f"that are optional included. Received: {received}."
+            )
+        return x
 
     def _take_the_faster(self):
         """XLA or TensorFlow's own kernels, by the time that a sample takes.

@@ -138,8 +138,6 @@ class StageFunctions:
                 values, state, found, leaves = self.walk.ask(
                     index, values, state, knobs
                 )
-                dtype = self.walk.output_dtype
-                found["outputs"] = tf.cast(found["outputs"], dtype)
                 for name, tensor in found.items():
                     kept = answers.get(name, tensor)
                     stays = tf.reshape(gone, [-1] + [1] * (len(tensor.shape) - 1))
@@ -301,7 +299,6 @@ class StageFunctions:
         values, state, found, stays = self.walk.advance(
             index, values, state, rows, knobs, None if size is None else run
         )
-        found["outputs"] = tf.cast(found["outputs"], self.walk.output_dtype)
         if index == self.last:
             return found, None, None
         live = self.walk.live(index)
