@@ -47,8 +47,9 @@ ALONE = {
     "stays": (CLOSED, CLOSED),
 }
 CALLS_ALONE = 300
-WARM_UP_SECONDS = 15.0
-NEAR = 1e-4  # a score so near its threshold may fall on either side
+WARM_UP_SECONDS = 15.0  # after which segments have been tried with XLA
+# How far outputs may be apart; a score so near its threshold may fall on either side.
+NEAR = 1e-4
 
 
 def vary_norms(model):
@@ -80,52 +81,67 @@ def weights_of(model):
 
 
 def check_alike(ours, theirs, thresholds):
-    """Raises unless two answers agree; both have outputs, exit_index, confidence.
+    """Raises unless two answers agree; both are dicts of arrays, a row a sample.
 
     Args:
-        ours: a `kd.DynamicPrediction`.
-        theirs: a dict of arrays.
+        ours, theirs: outputs, exit_index, confidence.
         thresholds: one number for each early exit.
     """
-    same = ours.exit_index == theirs["exit_index"]
+    same = ours["exit_index"] == theirs["exit_index"]
     for row in np.flatnonzero(~same):
-        # The earlier of the two exits is where they parted, and its answer is known.
-        first, who = min(
-            (int(ours.exit_index[row]), float(ours.confidence[row])),
-            (int(theirs["exit_index"][row]), float(theirs["confidence"][row])),
+        # At the earlier of the two exits they parted; its score is one of the two.
+        exit_index, score = min(
+            (int(each["exit_index"][row]), float(each["confidence"][row]))
+            for each in (ours, theirs)
         )
-        if abs(who - thresholds[first]) > NEAR:
+        if abs(score - thresholds[exit_index]) > NEAR:
             raise AssertionError(
-                f"Sample {row} leaves at exit {ours.exit_index[row]} here and at "
-                f"{theirs['exit_index'][row]} in PyTorch, with score {who} at "
-                f"threshold {thresholds[first]}."
+                f"Sample {row} leaves at exit {ours['exit_index'][row]} here and at "
+                f"{theirs['exit_index'][row]} in PyTorch; its score at exit "
+                f"{exit_index} is {score}, the threshold {thresholds[exit_index]}."
             )
     if np.mean(same) < 0.98:
         raise AssertionError(f"Only {np.mean(same):.1%} of the samples leave alike.")
-    apart = np.max(np.abs(ours.outputs - theirs["outputs"])[same])
-    if apart > 1e-4:
+    check_outputs(ours["outputs"][same], theirs["outputs"][same])
+
+
+def check_outputs(ours, theirs):
+    """Raises unless two arrays agree."""
+    apart = np.max(np.abs(ours - theirs))
+    if not apart < NEAR:
         raise AssertionError(f"The outputs differ by up to {apart}.")
-    return apart
 
 
 class PyTorch:
-    """The process in which PyTorch runs.
+    """The process in which PyTorch runs; it lives as long as a `with` block.
 
     Args:
-        folder: path of its weights and inputs.
+        folder: path of an empty folder for weights, inputs and answers.
+        model: a `early_exit.resnet20`.
+        x: (n, 32, 32, 3), the inputs.
     """
 
-    def __init__(self, folder):
+    def __init__(self, folder, model, x):
         self._folder = Path(folder)
+        np.savez(self._folder / "network.npz", **weights_of(model))
+        np.save(self._folder / "inputs.npy", x)
+
+    def __enter__(self):
         script = Path(__file__).with_name("pytorch_resnet.py")
         self._process = subprocess.Popen(
-            [sys.executable, script, folder],
+            [sys.executable, script, self._folder],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
         )
+        return self
+
+    def __exit__(self, *exception):
+        with self._process:  # closes its pipes, at which it ends, and waits
+            pass
 
     def ask(self, name, **arguments):
+        """Calls a method of `pytorch_resnet.Server`; returns what it returns."""
         self._process.stdin.write(json.dumps([name, arguments]) + "\n")
         self._process.stdin.flush()
         line = self._process.stdout.readline()
@@ -133,14 +149,10 @@ class PyTorch:
             raise RuntimeError(f"PyTorch's process ended at {name}({arguments}).")
         return json.loads(line)
 
-    def answers(self, **arguments):
-        self.ask("answers", **arguments)
+    def answers(self, name="answers", **arguments):
+        self.ask(name, **arguments)
         with np.load(self._folder / "answers.npz") as arrays:
             return dict(arrays)
-
-    def close(self):
-        self._process.stdin.close()
-        self._process.wait()
 
 
 def compare(name, ours, pytorch, ways, batch_size, thresholds, calls, repeats):
@@ -188,34 +200,39 @@ def one_at_a_time(model, x, pytorch, ways, repeats):
             [0.0 if threshold == OPENED else None for threshold in thresholds]
         )
         function = model.dynamic_function(batch_size=1, rule=rule)
-        left = int(function(one)["exit_index"][0])
-        assert left == list(ALONE).index(name)
 
         def ours(function=function):
-            return {name: t.numpy() for name, t in function(one).items()}
+            return {name: tensor.numpy() for name, tensor in function(one).items()}
 
-        compare(name, ours, pytorch, ways, 1, thresholds, CALLS_ALONE, max(3, repeats))
+        check_ways(pytorch, ways, ours(), 1, thresholds)
+        compare(name, ours, pytorch, ways, 1, thresholds, CALLS_ALONE, repeats)
 
 
 def many_inputs(model, x, pytorch, ways, repeats):
+    final = model.predict(x, verbose=0)[-1]
     for shares in SHARES:
         thresholds = thresholds_for(model, x, shares)
         model.exit_rule = kd.rules.MaxProbability(thresholds)
+        name = "/".join(f"{100 * share:.0f}" for share in shares)
         for batch in BATCHES:
 
             def ours(batch=batch):
                 return model.predict_dynamic(x, batch_size=batch, verbose=0)
 
-            started = time.perf_counter()  # long enough to try XLA
+            started = time.perf_counter()
             while time.perf_counter() - started < WARM_UP_SECONDS:
                 found = ours()
+            check_ways(pytorch, ways, vars(found), batch, thresholds)
             for way in ways:
-                theirs = pytorch.answers(
-                    way=way, batch_size=batch, thresholds=thresholds
-                )
-                check_alike(found, theirs, thresholds)
-            name = "/".join(f"{100 * share:.0f}" for share in shares)
+                static = pytorch.answers("static_answers", way=way, batch_size=batch)
+                check_outputs(final, static["outputs"])
             compare(name, ours, pytorch, ways, batch, thresholds, 1, repeats)
+
+
+def check_ways(pytorch, ways, ours, batch_size, thresholds):
+    for way in ways:
+        theirs = pytorch.answers(way=way, batch_size=batch_size, thresholds=thresholds)
+        check_alike(ours, theirs, thresholds)
 
 
 def main():
@@ -228,18 +245,15 @@ def main():
     model = resnet20()
     vary_norms(model)
     x = inputs_of(model, arguments.inputs)
-    with tempfile.TemporaryDirectory() as folder:
-        np.savez(Path(folder) / "network.npz", **weights_of(model))
-        np.save(Path(folder) / "inputs.npy", x)
-        pytorch = PyTorch(folder)
-        try:
-            if not arguments.no_compile:
-                pytorch.ask("compile", dynamic=True)
-            ways = pytorch.ask("ways")
-            one_at_a_time(model, x, pytorch, ways, arguments.repeats)
-            many_inputs(model, x, pytorch, ways, arguments.repeats)
-        finally:
-            pytorch.close()
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        PyTorch(folder, model, x) as pytorch,
+    ):
+        if not arguments.no_compile:
+            pytorch.ask("compile")
+        ways = pytorch.ask("ways")
+        one_at_a_time(model, x, pytorch, ways, arguments.repeats)
+        many_inputs(model, x, pytorch, ways, arguments.repeats)
 
 
 if __name__ == "__main__":

@@ -174,7 +174,7 @@ def answer_one(parts, x, thresholds):
         h, p = part(h)
         score = p.max().item()
         if index == len(parts) - 1 or score > thresholds[index]:
-            return p.numpy(), index, score
+            return p.numpy(), [index], [score]
 
 
 @torch.inference_mode()
@@ -201,30 +201,34 @@ class Server:
         self.networks = {"eager": network, "folded": folded(network)}
         self.parts = {way: each.parts for way, each in self.networks.items()}
 
-    def compile(self, dynamic):
+    def compile(self):
         """Adds the way `compiled`, by `torch.compile` with frozen weights."""
         from torch._inductor import config
 
         config.freezing = True  # folds normalization, fuses what follows
         network = self.networks["eager"]
-        self.networks["compiled"] = torch.compile(network, dynamic=dynamic)
+        self.networks["compiled"] = torch.compile(network, dynamic=False)
+        # Survivors come in any number.
         self.parts["compiled"] = [
-            torch.compile(part, dynamic=dynamic) for part in network.parts
+            torch.compile(part, dynamic=True) for part in network.parts
         ]
-        one = self.x[:1]
-        answer_one(self.parts["compiled"], one, [np.inf] * 2)
-        predict_static(self.networks["compiled"], one, 1)
 
     def ways(self):
         return list(self.parts)
 
     def answers(self, way, batch_size, thresholds):
-        """Writes the answers of all inputs to `answers.npz`."""
-        outputs, exits, confidence = predict(
-            self.parts[way], self.x, batch_size, thresholds
-        )
-        path = self.folder / "answers.npz"
-        np.savez(path, outputs=outputs, exit_index=exits, confidence=confidence)
+        """Writes the answers of all inputs, or of the first, to `answers.npz`."""
+        if batch_size > 1:
+            found = predict(self.parts[way], self.x, batch_size, thresholds)
+        else:
+            found = answer_one(self.parts[way], self.x[:1], thresholds)
+        names = "outputs", "exit_index", "confidence"
+        np.savez(self.folder / "answers.npz", **dict(zip(names, found, strict=True)))
+
+    def static_answers(self, way, batch_size):
+        """Writes the final answers of all inputs to `answers.npz`."""
+        outputs = predict_static(self.networks[way], self.x, batch_size)
+        np.savez(self.folder / "answers.npz", outputs=outputs)
 
     def seconds(self, way, batch_size, thresholds, calls):
         """Median seconds: of one sample, or of all inputs in batches.
