@@ -203,9 +203,12 @@ class Server:
 
     def compile(self):
         """Adds the way `compiled`, by `torch.compile` with frozen weights."""
-        from torch._inductor import config
+        import torch._dynamo.config as tracing
+        import torch._inductor.config as generating
 
-        config.freezing = True  # folds normalization, fuses what follows
+        generating.freezing = True  # folds normalization, fuses what follows
+        # All parts have the same method; past the limit they would run uncompiled.
+        tracing.recompile_limit = 64
         network = self.networks["eager"]
         self.networks["compiled"] = torch.compile(network, dynamic=False)
         # Survivors come in any number.
