@@ -16,7 +16,10 @@ weights. `static` are the same on PyTorch's final output alone, over our dynamic
 
 PyTorch runs in a process of its own, since two pools of threads in one process disturb
 each other, and waits while TensorFlow computes, and the other way round. All is timed
-in turns in one run, on all cores; the figures are medians.
+in turns in one run, on all cores; the figures are medians. They need a quiet machine:
+where others use its cores, PyTorch's threads spin for one another, many times as long
+as they compute. `OMP_WAIT_POLICY=PASSIVE` in the environment lets them sleep instead,
+at the price of its times for single samples.
 
     pip install keras-dynamic[bench]
     python benchmarks/against_pytorch.py [--inputs 1024] [--repeats 5] [--no-compile]
@@ -117,7 +120,7 @@ class PyTorch:
 
     Args:
         folder: path of an empty folder for weights, inputs and answers.
-        model: a `early_exit.resnet20`.
+        model: an `early_exit.resnet20`.
         x: (n, 32, 32, 3), the inputs.
     """
 
