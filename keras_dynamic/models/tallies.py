@@ -12,7 +12,7 @@ class Tallies:
     """The compiled loss and metrics of the final output, on the answers.
 
     Args:
-        final: dict with `loss`, `metrics` and `weighted_metrics`, as given to `compile`.
+        final: dict with `loss`, `metrics` and `weighted_metrics`, as `compile` got it.
     """
 
     def __init__(self, final):

@@ -174,5 +174,5 @@ def test_bad_input():
         function(X[:3])
     with pytest.raises(ValueError, match=r"shape \(4, 6\).*shape \(3, 6\)"):
         function(tf.constant(X[:3]))
-    with pytest.raises(ValueError, match="hold 1 tensors.*Received: 2"):
+    with pytest.raises(ValueError, match="each of the model.s inputs.*Received: 2"):
         function([X[:4], X[:4]])
