@@ -71,6 +71,7 @@ ORDERED = {
         "inference",
         "exit_table",
         "calibrating",
+        "certifying",
         "road",
         "structure",
         "structure",

@@ -102,6 +102,8 @@ class CalibrationReport:
         dynamic_accuracy: Float, the accuracy of the answers at the exits taken.
         mean_cost: Float, the mean cost of a row; 1.0 is the plain network.
         exit_rates: Tuple of E + 1 floats, the share of rows that leave at each exit.
+        certificate: The `Certificate` of `risk_confidence`, whose second split the
+            figures above are those of; `None` without.
 
     Example:
 
@@ -130,6 +132,7 @@ class CalibrationReport:
     dynamic_accuracy: float
     mean_cost: float
     exit_rates: tuple[float, ...]
+    certificate: object | None = None
 
     def to_dict(self):
         """The report as dicts, lists, strings and Python numbers, ready for JSON.
@@ -164,6 +167,7 @@ def build_report(
     names,
     rule,
     goal=None,
+    certificate=None,
 ):
     """Computes a `CalibrationReport`.
 
@@ -179,6 +183,7 @@ def build_report(
         names: Sequence of E + 1 strings.
         rule: String, the name of the exit rule.
         goal: `(name, value)`, such as `("budget", 0.5)`, or `None`, the default.
+        certificate: The `Certificate` of the thresholds, or `None`, the default.
 
     Returns:
         A `CalibrationReport`.
@@ -254,6 +259,7 @@ def build_report(
         dynamic_accuracy=_mean(correct[np.arange(labels.size), exit_index]),
         mean_cost=_mean(exit_costs[np.arange(labels.size), exit_index]),
         exit_rates=tuple(exit_report.exit_rate for exit_report in exits),
+        certificate=certificate,
     )
 
 

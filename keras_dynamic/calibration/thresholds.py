@@ -19,6 +19,7 @@ from keras_dynamic.calibration._goals import (
     unreachable_accuracy,
     unreachable_budget,
 )
+from keras_dynamic.calibration._problem import check_boolean, check_problem
 from keras_dynamic.calibration._search import Goal, Search
 from keras_dynamic.calibration._walk import Walk, first_exit
 
@@ -89,7 +90,7 @@ def exit_indices(leave_columns):
                 "`leave_columns` must hold arrays of one shape (samples,). Received: "
                 f"shape={column.shape} at exit {exit_index}."
             )
-        _check_boolean(column, f"leave_columns[{exit_index}]")
+        check_boolean(column, f"leave_columns[{exit_index}]")
     return first_exit(leave_columns, 0, len(leave_columns))
 
 
@@ -178,7 +179,7 @@ def choose_thresholds(
     print(thresholds[choice.columns[0] - 1])  # 0.7
     ```
     """
-    leaves, correct, exit_costs = _check_problem(leaves, correct, exit_costs)
+    leaves, correct, exit_costs = check_problem(leaves, correct, exit_costs)
     check_goals(budget, max_accuracy_drop, min_accuracy)
     walk = Walk(leaves, correct, exit_costs)
     if budget is None:
@@ -239,51 +240,3 @@ def _cheapest(leaves, correct, exit_costs, allowed, standard_errors):
         ):
             best = columns
     return best, kept
-
-
-def _check_problem(leaves, correct, exit_costs):
-    correct = np.asarray(correct)
-    exit_costs = np.asarray(exit_costs, dtype=np.float64)
-    leaves = [np.asarray(matrix) for matrix in leaves]
-    num_early = len(leaves)
-    if num_early == 0:
-        raise ValueError(
-            "`leaves` must hold an array for each early exit. Received: none."
-        )
-    if correct.ndim != 2 or correct.shape[1] != num_early + 1:
-        raise ValueError(
-            f"`correct` must have shape (samples, {num_early + 1}), a column for each "
-            f"exit and the final one. Received: shape={correct.shape}."
-        )
-    if correct.shape[0] == 0:
-        raise ValueError("`correct` must hold at least one sample. Received: none.")
-    _check_boolean(correct, "correct")
-    for exit_index, matrix in enumerate(leaves):
-        name = f"leaves[{exit_index}]"
-        if matrix.ndim != 2 or len(matrix) != len(correct) or matrix.shape[1] == 0:
-            raise ValueError(
-                f"`{name}` must have shape ({len(correct)}, candidates). Received: "
-                f"shape={matrix.shape}."
-            )
-        _check_boolean(matrix, name)
-        if np.any(matrix[:, 0]):
-            raise ValueError(
-                f"Column 0 of `{name}` must be all False, the closed exit. Received: "
-                f"{int(np.sum(matrix[:, 0]))} samples that leave."
-            )
-    if exit_costs.shape != (num_early + 1,):
-        raise ValueError(
-            f"`exit_costs` must have shape ({num_early + 1},). Received: "
-            f"shape={exit_costs.shape}."
-        )
-    if not np.all((exit_costs > 0) & np.isfinite(exit_costs)):
-        raise ValueError(
-            "`exit_costs` must be positive numbers. Received: "
-            f"exit_costs={exit_costs.tolist()}."
-        )
-    return leaves, correct, exit_costs
-
-
-def _check_boolean(array, name):
-    if array.dtype != np.bool_:
-        raise TypeError(f"`{name}` must be boolean. Received: dtype={array.dtype}.")

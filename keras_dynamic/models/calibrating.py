@@ -25,6 +25,7 @@ __all__ = [
     "dense_answers",
     "exit_scores",
     "exits_under",
+    "report_and_adopt",
 ]
 
 # The margin that a drop of accuracy must keep, against the optimism of having chosen.
@@ -81,29 +82,44 @@ def calibrate(model, x, y, rule, goals, batch_size, steps):
     kinds = model.road.kinds
     answers = dense_answers(model, x, y, batch_size, steps)
     outputs, labels, costs = answers.outputs, answers.labels, answers.costs
-    logs = answers.logs
-    fits = [calibration.fit_temperature(log, labels) for log in logs]
+    fits = [calibration.fit_temperature(log, labels) for log in answers.logs]
     temperatures = np.array([fit.temperature for fit in fits], "float32")
     scores = exit_scores(rule, outputs, kinds, temperatures)[:-1]
 
-    num_early = len(outputs) - 1
     if goal is not None:
         rule = _with_chosen_thresholds(rule, scores, answers.correct, costs, goal)
-    thresholds = rule.thresholds(num_early)
     exit_index = exits_under(rule, scores, len(labels))
+    return report_and_adopt(model, rule, answers, fits, exit_index, goal)
+
+
+def report_and_adopt(model, rule, answers, fits, exit_index, goal, certificate=None):
+    """The report of a calibration, whose rule and temperatures become the model's.
+
+    Args:
+        model: a `DynamicModel`.
+        rule: the `ExitRule` found.
+        answers: `DenseAnswers` of the rows to report on.
+        fits: list of `TemperatureFit`, one an exit.
+        exit_index: (n,) exits taken by those rows.
+        goal: (name, value), or None.
+        certificate: a `Certificate`, or None.
+    """
+    thresholds = rule.thresholds(len(fits) - 1)
     report = calibration.build_report(
-        log_probabilities=logs,
-        labels=labels,
+        log_probabilities=answers.logs,
+        labels=answers.labels,
         temperatures=fits,
         exit_index=exit_index,
         thresholds=rule.with_values(thresholds).threshold,
-        exit_costs=costs,
+        exit_costs=answers.costs,
         names=model.exit_names,
         rule=type(rule).__name__,
         goal=goal,
+        certificate=certificate,
     )
     # Only now: a failure above leaves the model as it was.
     model.exit_rule = rule
+    temperatures = np.array([fit.temperature for fit in fits], "float32")
     model.calibration_temperatures.assign(temperatures)
     return report
 
