@@ -103,9 +103,7 @@ def _path_table(certificate):
         rows.append(
             (
                 str(number),
-                ", ".join(
-                    "closed" if t is None else f"{t:.4g}" for t in step.thresholds
-                ),
+                ", ".join(_short(threshold) for threshold in step.thresholds),
                 number_or_dash(step.mean_cost),
                 f"{step.num_lost:,}",
                 f"{step.p_value:.2g}"
@@ -114,6 +112,10 @@ def _path_table(certificate):
         )
     headers = ["step", "thresholds", "mean cost", "lost", "p"]
     return _render_table(title, headers, rows, num_text_columns=2) if rows else ""
+
+
+def _short(threshold):
+    return "closed" if threshold is None else f"{threshold:.4g}"
 
 
 def _exit_table(report):

@@ -4,7 +4,6 @@ n: samples that certify, S: steps of the path, from the safest choice on.
 """
 
 import dataclasses
-import math
 
 import numpy as np
 from scipy import stats

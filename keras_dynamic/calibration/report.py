@@ -139,7 +139,13 @@ class CalibrationReport:
 
         NaN becomes `None`, an infinite threshold "inf" or "-inf".
         """
-        return _plain(dataclasses.asdict(self))
+        numbers = dataclasses.asdict(self)
+        if self.certificate is not None:
+            numbers["certificate"] |= {
+                "certified_risk": self.certificate.certified_risk,
+                "p_value": self.certificate.p_value,
+            }
+        return _plain(numbers)
 
     def __str__(self):
         return render(self)

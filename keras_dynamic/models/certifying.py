@@ -1,4 +1,4 @@
-"""Calibration with a promise: one split chooses a path, the other certifies along it."""
+"""Calibration with a promise: one split chooses a path, the other certifies on it."""
 
 import dataclasses
 import math

@@ -131,8 +131,9 @@ class DynamicInference:
             RuntimeError: before `compile`.
             ValueError: for no samples, labels outside the classes, two goals at
                 once, a `risk_confidence` without `max_accuracy_drop` or outside
-                (0, 1), a goal that cannot be reached (a `kd.calibration.UnreachableGoal`
-                says what can), or a model whose answer depends on batch-mates.
+                (0, 1), a goal that cannot be reached (a
+                `kd.calibration.UnreachableGoal` says what can), or a model whose answer
+                depends on batch-mates.
 
         Reference:
             Guo, Pleiss, Sun and Weinberger, "On Calibration of Modern Neural
