@@ -8,14 +8,14 @@ import math
 import numpy as np
 
 from keras_dynamic.calibration._problem import check_problem
-from keras_dynamic.calibration._search import Goal, Search
+from keras_dynamic.calibration._search import Goal, find_front
 from keras_dynamic.calibration._walk import Walk
 
 __all__ = ["risk_path"]
 
 # Shares of the leave rates of the cheapest choice that loses nothing on the data: a
 # safe beginning where the data is too small for its risk to be near 0 as well.
-_BEGINNINGS = (0.25, 0.5, 0.75)
+_BEGINNINGS = (0.2, 0.4, 0.6, 0.7, 0.8, 0.9)
 
 # Numbers of losses allowed, from none to what the bound allows on the data.
 _LEVELS = 20
@@ -63,11 +63,12 @@ def risk_path(leaves, correct, exit_costs, max_risk):
         )
     num_samples = len(correct)
     walk = Walk(leaves, correct | ~correct[:, -1:], exit_costs)
+    front = find_front(walk)
     most = math.ceil(max_risk * num_samples)
     levels = np.unique(np.round(np.linspace(0, most, _LEVELS)).astype(int))
+    goals = [Goal(least_correct=num_samples - int(level)) for level in levels]
     cheapest = [
-        Search(walk, Goal(least_correct=num_samples - int(level))).run()
-        for level in levels
+        front.columns[goal.best(front.num_correct, front.mean_cost)] for goal in goals
     ]
     beginnings = [_with_share_of_leavers(walk, cheapest[0], s) for s in _BEGINNINGS]
     path, cost = [], walk.outcome([0] * walk.num_early)[1]
