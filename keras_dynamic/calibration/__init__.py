@@ -12,7 +12,7 @@ from keras_dynamic.calibration._probabilities import (
     negative_log_likelihood,
 )
 from keras_dynamic.calibration.candidates import candidate_thresholds, open_threshold
-from keras_dynamic.calibration.front import pareto_front
+from keras_dynamic.calibration.front import pareto_front, threshold_front
 from keras_dynamic.calibration.guarantees import (
     Certificate,
     PathStep,
@@ -59,4 +59,5 @@ __all__ = [
     "risk_p_value",
     "risk_path",
     "samples_to_certify",
+    "threshold_front",
 ]

@@ -13,8 +13,8 @@ from keras_dynamic.calibration._walk import Walk
 
 __all__ = ["risk_path"]
 
-# Shares of the leave rates of the cheapest choice that loses nothing on the data: a
-# safe beginning where the data is too small for its risk to be near 0 as well.
+# Shares of the leave rates of the safest choice that saves anything on the data: safer
+# beginnings, as its risk on other data is higher than on this.
 _BEGINNINGS = (0.2, 0.4, 0.6, 0.7, 0.8, 0.9)
 
 # Numbers of losses allowed, from none to what the bound allows on the data.
@@ -25,8 +25,8 @@ def risk_path(leaves, correct, exit_costs, max_risk):
     """Choices of candidates that cost less and less, and lose more and more.
 
     A sample is lost where the final exit is right and the exit taken is wrong. The
-    path goes from a choice with few leavers over the cheapest that loses no sample to
-    the cheapest that loses a share of `max_risk`, on the data given. Its steps are to
+    path goes from a choice with few leavers over the cheapest that loses no sample, if
+    there is one, to the cheapest that loses a share of `max_risk`, on the data given. Its steps are to
     be tested on other data, by `certify`.
 
     Args:
@@ -70,9 +70,13 @@ def risk_path(leaves, correct, exit_costs, max_risk):
     cheapest = [
         front.columns[goal.best(front.num_correct, front.mean_cost)] for goal in goals
     ]
-    beginnings = [_with_share_of_leavers(walk, cheapest[0], s) for s in _BEGINNINGS]
     path, cost = [], walk.outcome([0] * walk.num_early)[1]
-    for columns in beginnings + cheapest:
+    saving = [c for c in cheapest if walk.outcome(c)[1] < cost]
+    beginnings = [
+        _with_share_of_leavers(walk, saving[0], share)
+        for share in (_BEGINNINGS if saving else ())
+    ]
+    for columns in beginnings + saving:
         lower = walk.outcome(columns)[1]
         if lower < cost:
             counts = walk.counts(columns)[0][:-1]
