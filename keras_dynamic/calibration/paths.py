@@ -26,8 +26,8 @@ def risk_path(leaves, correct, exit_costs, max_risk):
 
     A sample is lost where the final exit is right and the exit taken is wrong. The
     path goes from a choice with few leavers over the cheapest that loses no sample, if
-    there is one, to the cheapest that loses a share of `max_risk`, on the data given. Its steps are to
-    be tested on other data, by `certify`.
+    there is one, to the cheapest that loses a share of `max_risk`, on the data given.
+    Its steps are to be tested on other data, by `certify`.
 
     Args:
         leaves: Sequence of E boolean arrays of shape `(n, C_e)`, as for
