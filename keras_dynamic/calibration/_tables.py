@@ -115,7 +115,7 @@ def _path_table(certificate):
 
 
 def _short(threshold):
-    return "closed" if threshold is None else f"{threshold:.4g}"
+    return "closed" if threshold is None else f"{threshold:.6g}"
 
 
 def _exit_table(report):

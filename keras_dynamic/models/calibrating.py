@@ -89,10 +89,12 @@ def calibrate(model, x, y, rule, goals, batch_size, steps):
     if goal is not None:
         rule = _with_chosen_thresholds(rule, scores, answers.correct, costs, goal)
     exit_index = exits_under(rule, scores, len(labels))
-    return report_and_adopt(model, rule, answers, fits, exit_index, goal)
+    return report_and_adopt(model, rule, answers, fits, scores, exit_index, goal)
 
 
-def report_and_adopt(model, rule, answers, fits, exit_index, goal, certificate=None):
+def report_and_adopt(
+    model, rule, answers, fits, scores, exit_index, goal, certificate=None
+):
     """The report of a calibration, whose rule and temperatures become the model's.
 
     Args:
@@ -100,6 +102,7 @@ def report_and_adopt(model, rule, answers, fits, exit_index, goal, certificate=N
         rule: the `ExitRule` found.
         answers: `DenseAnswers` of the rows to report on.
         fits: list of `TemperatureFit`, one an exit.
+        scores: list of their (n,) scores, one an early exit.
         exit_index: (n,) exits taken by those rows.
         goal: (name, value), or None.
         certificate: a `Certificate`, or None.
@@ -116,6 +119,7 @@ def report_and_adopt(model, rule, answers, fits, exit_index, goal, certificate=N
         rule=type(rule).__name__,
         goal=goal,
         certificate=certificate,
+        leaves=candidate_columns(rule, scores)[1],
     )
     # Only now: a failure above leaves the model as it was.
     model.exit_rule = rule

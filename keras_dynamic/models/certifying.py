@@ -50,8 +50,9 @@ def calibrate_with_certificate(model, x, y, rule, goals, confidence, batch_size,
 
     path = _path(rule, scores_of(chosen_on), chosen_on, goal[1])
     closed = rule.with_threshold([None] * (len(fits) - 1))
+    scores = scores_of(certified_on)
     exits, certificate = _certificate(
-        path, scores_of(certified_on), certified_on, goal[1], confidence, len(chooses)
+        path, scores, certified_on, goal[1], confidence, len(chooses)
     )
     passed = certificate.num_certified
     report = report_and_adopt(
@@ -59,6 +60,7 @@ def calibrate_with_certificate(model, x, y, rule, goals, confidence, batch_size,
         path[passed - 1] if passed else closed,
         certified_on,
         fits,
+        scores,
         exits[passed - 1] if passed else np.full(len(certifies), len(fits) - 1),
         goal,
         certificate,
