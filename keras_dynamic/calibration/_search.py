@@ -23,7 +23,7 @@ _MAX_PATTERN_PAIRS = 2**20
 _MAX_CHOICES = 2**19
 
 # The prices whose best choices lead along the front, where there are more than that.
-_FRONT_PRICES = tuple(np.geomspace(1e2, 1e-3, 16))
+_FRONT_PRICES = tuple(np.geomspace(1e-3, 1e2, 16))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,11 +93,16 @@ def find_front(walk):
     """The `Front` of all choices; where they are too many, of those near the front."""
     if can_see_all(walk):
         return Front.merged(_blocks(walk))
-    search = Search(walk, Goal(most_cost=math.inf))
-    columns, fronts = search.most_leaving, []
-    for price in _FRONT_PRICES:
-        columns = search.descend_price(columns, price)
-        fronts += _neighbors(walk, columns)
+    search, fronts = Search(walk, Goal(most_cost=math.inf)), []
+    # From both ends, since each leads into other local optima.
+    for start, prices in (
+        (search.most_leaving, _FRONT_PRICES[::-1]),
+        (search.closed, _FRONT_PRICES),
+    ):
+        columns = start
+        for price in prices:
+            columns = search.descend_price(columns, price)
+            fronts += _neighbors(walk, columns)
     return Front.merged(fronts)
 
 
