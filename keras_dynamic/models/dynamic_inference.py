@@ -135,6 +135,19 @@ class DynamicInference:
                 `kd.calibration.UnreachableGoal` says what can), or a model whose answer
                 depends on batch-mates.
 
+        Example:
+
+        ```python
+        inputs = keras.Input((4,))
+        outputs = [kd.EarlyExit(2)(inputs), keras.layers.Dense(2, "softmax")(inputs)]
+        model = kd.DynamicModel(inputs, outputs)
+        model.compile("adam", "sparse_categorical_crossentropy")
+        x = np.random.default_rng(0).normal(size=(1000, 4))
+        y = (x[:, 0] > 0).astype(int)
+        report = model.calibrate(x, y, max_accuracy_drop=0.05, risk_confidence=0.95)
+        print(report)
+        ```
+
         Reference:
             Guo, Pleiss, Sun and Weinberger, "On Calibration of Modern Neural
             Networks", ICML 2017 (temperatures, here one an exit and bounded).
