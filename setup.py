@@ -39,6 +39,7 @@ INSTALL_REQUIRES = [
     "numpy>=2.4",
     "scipy>=1.17",
     "rich>=15.0",
+    "jinja2>=3.1.6",
 ]
 
 EXTRAS_REQUIRE = {

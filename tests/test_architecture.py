@@ -76,6 +76,7 @@ ORDERED = {
         "inference",
         "exit_table",
         "calibrating",
+        "certifying",
         "road",
         "structure",
         "structure",
@@ -113,6 +114,9 @@ LAZY_DOORS = {
 
 # (importer, imported): private helpers that stand on another private helper.
 HELPERS_OF_HELPERS = {
+    ("calibration._exit_report", "calibration._probabilities"),
+    ("calibration._page", "calibration._page_template"),
+    ("calibration._page", "calibration._tables"),
     ("layers._exit_weights", "layers._selector"),
     ("layers._experts", "layers._gate_records"),
     ("layers._experts", "layers._sub_layers"),
@@ -144,6 +148,7 @@ ALLOWED = {
     "numpy": "",
     "scipy": "",
     "rich": "",
+    "jinja2": "calibration",
     "keras_tuner": "tuning",
     "matplotlib": "plots",
 }

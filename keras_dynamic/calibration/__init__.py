@@ -12,7 +12,15 @@ from keras_dynamic.calibration._probabilities import (
     negative_log_likelihood,
 )
 from keras_dynamic.calibration.candidates import candidate_thresholds, open_threshold
-from keras_dynamic.calibration.front import pareto_front
+from keras_dynamic.calibration.front import pareto_front, threshold_front
+from keras_dynamic.calibration.guarantees import (
+    Certificate,
+    PathStep,
+    certify,
+    risk_p_value,
+    samples_to_certify,
+)
+from keras_dynamic.calibration.paths import risk_path
 from keras_dynamic.calibration.report import (
     CalibrationReport,
     ExitReport,
@@ -28,7 +36,9 @@ from keras_dynamic.calibration.thresholds import (
 
 __all__ = [
     "CalibrationReport",
+    "Certificate",
     "ExitReport",
+    "PathStep",
     "ProbabilityQuality",
     "TemperatureFit",
     "ThresholdChoice",
@@ -38,6 +48,7 @@ __all__ = [
     "brier_score",
     "build_report",
     "candidate_thresholds",
+    "certify",
     "choose_thresholds",
     "exit_indices",
     "expected_calibration_error",
@@ -45,4 +56,8 @@ __all__ = [
     "negative_log_likelihood",
     "open_threshold",
     "pareto_front",
+    "risk_p_value",
+    "risk_path",
+    "samples_to_certify",
+    "threshold_front",
 ]

@@ -1,6 +1,10 @@
-"""Local search for the candidates, one at each early exit, that meet a goal best."""
+"""Search for the candidates, one at each early exit, that meet a goal best.
+
+Up to three early exits every choice is looked at; beyond, the search is local.
+"""
 
 import dataclasses
+import itertools
 import math
 
 import numpy as np
@@ -13,6 +17,13 @@ _PRICE_STEPS = 16
 # Two exits with more pairs of patterns than this are not searched jointly. (A
 # threshold rule with 64 candidates has about 4000 pairs.)
 _MAX_PATTERN_PAIRS = 2**20
+
+# With so many choices or fewer, all are looked at. (Three exits with 66 candidates each
+# have 287,496.)
+_MAX_CHOICES = 2**19
+
+# The prices whose best choices lead along the front, where there are more than that.
+_FRONT_PRICES = tuple(np.geomspace(1e-3, 1e2, 16))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,12 +55,68 @@ class Goal:
 
     def best(self, num_correct, mean_cost):
         """The index of the best of many, the first of equals."""
-        missed, first, second = self.keys(num_correct, mean_cost)
-        return int(np.lexsort((second, first, missed))[0])
+        left = np.arange(len(num_correct))
+        for part in self.keys(num_correct, mean_cost):
+            part = part[left]
+            left = left[part == np.min(part)]
+        return int(left[0])
+
+
+@dataclasses.dataclass(frozen=True)
+class Front:
+    """Choices of which none is as cheap and as right as another, and better in one.
+
+    Attributes:
+        num_correct, mean_cost: arrays `(P,)`, ascending.
+        columns: integer array `(P, E)`.
+    """
+
+    num_correct: np.ndarray
+    mean_cost: np.ndarray
+    columns: np.ndarray
+
+    @classmethod
+    def of(cls, num_correct, mean_cost, columns):
+        """The front among many choices, given as arrays like those above."""
+        order = np.lexsort((-num_correct, mean_cost))
+        best = np.maximum.accumulate(num_correct[order])
+        kept = order[np.diff(best, prepend=-np.inf) > 0]
+        return cls(num_correct[kept], mean_cost[kept], columns[kept])
+
+    @classmethod
+    def merged(cls, fronts):
+        parts = [(each.num_correct, each.mean_cost, each.columns) for each in fronts]
+        return cls.of(*map(np.concatenate, zip(*parts, strict=True)))
+
+
+def find_front(walk):
+    """The `Front` of all choices; where they are too many, of those near the front."""
+    if can_see_all(walk):
+        return Front.merged(_blocks(walk))
+    search, fronts = Search(walk, Goal(most_cost=math.inf)), []
+    # From both ends, since each leads into other local optima.
+    for start, prices in (
+        (search.most_leaving, _FRONT_PRICES[::-1]),
+        (search.closed, _FRONT_PRICES),
+    ):
+        columns = start
+        for price in prices:
+            columns = search.descend_price(columns, price)
+            fronts += _neighbors(walk, columns)
+    return Front.merged(fronts)
+
+
+def can_see_all(walk):
+    """Whether there are few enough exits and choices to look at every one."""
+    last = walk.num_early - 1
+    if last > 0 and not _is_searched_jointly(walk, last - 1, last):
+        return False
+    choices = math.prod(patterns.shape[1] for patterns in walk.patterns)
+    return walk.num_early <= 3 and choices <= _MAX_CHOICES
 
 
 class Search:
-    """Local search over the columns of all exits."""
+    """Search over the columns of all exits."""
 
     def __init__(self, walk, goal):
         self.walk = walk
@@ -60,16 +127,21 @@ class Search:
 
     def run(self):
         """The columns found for the goal, or the nearest to it where none meet it."""
-        cheapest = self._descend_price(self.most_leaving, math.inf)
+        front = find_front(self.walk)
+        best = self.goal.best(front.num_correct, front.mean_cost)
+        on_front = front.columns[best].tolist()
+        if can_see_all(self.walk):
+            return on_front
+        cheapest = self.descend_price(self.most_leaving, math.inf)
         starts = [self.closed, cheapest, self._shared_rate(), self._bisect(cheapest)]
-        starts.append(self.best_columns)
+        starts += [self.best_columns, on_front]
         finished = {}
         for start in starts:
             if tuple(start) not in finished:
                 finished[tuple(start)] = self._descend_goal(start)
         return min(finished.values(), key=lambda end: self._key(end))
 
-    def _descend_price(self, columns, price):
+    def descend_price(self, columns, price):
         """Sets one exit at a time to maximize accuracy - price * cost.
 
         An infinite price minimizes the cost alone.
@@ -124,7 +196,7 @@ class Search:
         columns, ends = cheapest, []
         for _ in range(_PRICE_STEPS):
             price = (low + high) / 2
-            columns = self._descend_price(columns, math.exp(price))
+            columns = self.descend_price(columns, math.exp(price))
             ends.append(columns)
             num_correct, mean_cost = self.walk.outcome(columns)
             missed = self.goal.is_missed(num_correct, mean_cost)
@@ -165,13 +237,12 @@ class Search:
         improved = False
         for first in range(self.walk.num_early):
             for second in range(first + 1, self.walk.num_early):
-                shape = [self.walk.patterns[e].shape for e in (first, second)]
-                if shape[0][0] * shape[1][0] > _MAX_PATTERN_PAIRS:
+                if not _is_searched_jointly(self.walk, first, second):
                     continue
                 outcome = self.walk.vary_two(leaving, first, second)
                 best = self.goal.best(*(part.ravel() for part in outcome))
                 trial = list(columns)
-                trial[first], trial[second] = divmod(best, shape[1][1])
+                trial[first], trial[second] = divmod(best, outcome[0].shape[1])
                 trial_key = self._key(trial)
                 if trial_key < key:
                     columns[:], key, improved = trial, trial_key, True
@@ -180,3 +251,39 @@ class Search:
                             exit_index, columns[exit_index]
                         )
         return improved
+
+
+def _is_searched_jointly(walk, first, second):
+    sizes = [len(walk.patterns[exit_index]) for exit_index in (first, second)]
+    return math.prod(sizes) <= _MAX_PATTERN_PAIRS
+
+
+def _blocks(walk):
+    """Fronts that together are that of all choices of up to three exits."""
+    if walk.num_early == 1:
+        return [_vary(walk, [0], [0])]
+    last = walk.num_early - 1
+    before = [range(patterns.shape[1]) for patterns in walk.patterns[: last - 1]]
+    return [
+        _vary(walk, [*columns, 0, 0], [last - 1, last])
+        for columns in itertools.product(*before)
+    ]
+
+
+def _neighbors(walk, columns):
+    """The fronts of what varying one or two exits of a choice gives."""
+    ones = [[exit_index] for exit_index in range(walk.num_early)]
+    twos = itertools.combinations(range(walk.num_early), 2)
+    varied = ones + [list(pair) for pair in twos if _is_searched_jointly(walk, *pair)]
+    return [_vary(walk, columns, exits) for exits in varied]
+
+
+def _vary(walk, columns, exits):
+    """The front of all that varying one or two exits of a choice gives."""
+    vary = walk.vary_one if len(exits) == 1 else walk.vary_two
+    outcome = vary(walk.leaving(columns), *exits)
+    choices = np.tile(np.array(columns), (outcome[0].size, 1))
+    choices[:, exits] = np.stack(
+        np.unravel_index(np.arange(len(choices)), outcome[0].shape), axis=1
+    )
+    return Front.of(*(part.ravel() for part in outcome), choices)

@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import math
+import textwrap
 
 import rich.box
 import rich.console
@@ -18,7 +19,10 @@ def render(report):
         for exit_report in report.exits
         if exit_report.temperature_status != "fitted"
     )
-    parts = [_header(report), _exit_table(report), _probability_table(report), notes]
+    parts = [_header(report)]
+    if report.certificate is not None:
+        parts += [_promise(report.certificate), _path_table(report.certificate)]
+    parts += [_exit_table(report), _probability_table(report), notes]
     return "\n\n".join(part for part in parts if part)
 
 
@@ -38,6 +42,80 @@ def _header(report):
         f"{percent(report.dynamic_accuracy)} dynamic, at a mean cost of "
         f"{number_or_dash(report.mean_cost)} (1 = the plain network)."
     )
+
+
+def uncertified_message(certificate):
+    """What is said where no step of the path passed."""
+    wanted = (
+        f"Nothing could be certified: no thresholds tried lose at most "
+        f"{certificate.max_risk:g} of the samples with a confidence of "
+        f"{certificate.confidence:g}."
+    )
+    if certificate.path:
+        first = certificate.path[0].num_lost
+        seen = (
+            f" The safest of them lost {first:,} of {certificate.num_samples:,} "
+            "samples; at that rate "
+        )
+        needed = certificate.samples_needed
+        seen += (
+            "no number of samples would do."
+            if needed is None
+            else f"it would take {needed:,} samples in all."
+        )
+    else:
+        seen = " None saves anything without more losses than allowed."
+    return f"{wanted}{seen} All exits are closed, so that the full network runs."
+
+
+def _promise(certificate):
+    split = (
+        f"Temperatures and path come from {certificate.num_selection_samples:,} "
+        f"samples, tests and figures from {certificate.num_samples:,} others (split "
+        f"at random, seed {certificate.seed})."
+    )
+    if not certificate.num_certified:
+        return _wrapped(f"{uncertified_message(certificate)} {split}")
+    return _wrapped(
+        f"Certified with a confidence of {certificate.confidence:g}: of new samples, "
+        f"at most {percent(certificate.max_risk)} are answered rightly by the full "
+        f"network and wrongly by the dynamic one ({certificate.step.num_lost:,} of "
+        f"{certificate.num_samples:,} here, p = {certificate.p_value:.2g}). {split}"
+    )
+
+
+def _wrapped(text):
+    return "\n".join(textwrap.wrap(text, _WIDTH))
+
+
+def _path_table(certificate):
+    title = (
+        "Path tested, the safest first (p: probability of as few losses, if more than "
+        f"{certificate.max_risk:g} were lost)"
+    )
+    rows = []
+    for number, step in enumerate(certificate.path, start=1):
+        if step.p_value is None:
+            rows.append((f"{number} to {len(certificate.path)}", *["not tested"] * 4))
+            break
+        passed = number <= certificate.num_certified
+        is_choice = number == certificate.num_certified
+        rows.append(
+            (
+                str(number),
+                ", ".join(_short(threshold) for threshold in step.thresholds),
+                number_or_dash(step.mean_cost),
+                f"{step.num_lost:,}",
+                f"{step.p_value:.2g}"
+                + (" chosen" if is_choice else " passed" if passed else " failed"),
+            )
+        )
+    headers = ["step", "thresholds", "mean cost", "lost", "p"]
+    return _render_table(title, headers, rows, num_text_columns=2) if rows else ""
+
+
+def _short(threshold):
+    return "closed" if threshold is None else f"{threshold:.6g}"
 
 
 def _exit_table(report):

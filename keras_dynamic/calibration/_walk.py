@@ -16,13 +16,20 @@ class Walk:
     candidates has at most C + 1 of them whatever n is, so that "the sum over samples
     for each candidate" is a histogram over patterns and a small matrix product.
     Everything summed is an integer below 2**53, hence exact.
+
+    With `standard_errors`, so many standard errors of the loss against the final exit
+    (of paired answers) are taken off the answers right wherever they are given, but
+    for `counts`.
     """
 
-    def __init__(self, leaves, correct, exit_costs):
+    def __init__(self, leaves, correct, exit_costs, standard_errors=0.0):
         self.num_samples, self.num_exits = correct.shape
         self.num_early = self.num_exits - 1
         self.exit_costs = exit_costs
         self.correct = correct.T.astype(np.float64)
+        self.standard_errors = standard_errors
+        self.changed = np.abs(self.correct - self.correct[-1])
+        self.final_correct = np.sum(self.correct[-1])
         folded = [_fold(matrix) for matrix in leaves]
         self.patterns = [patterns for patterns, _ in folded]
         self.pattern_of_row = [pattern_of_row for _, pattern_of_row in folded]
@@ -49,7 +56,19 @@ class Walk:
 
     def outcome(self, columns):
         counts, num_correct = self.counts(columns)
-        return num_correct, self.mean_cost(counts)
+        changes = 0.0
+        if self.standard_errors:
+            taken = first_exit(self.leaving(columns), 0, self.num_early)
+            changes = np.sum(self.changed[taken, np.arange(self.num_samples)])
+        return self._less_margin(num_correct, changes), self.mean_cost(counts)
+
+    def _less_margin(self, num_correct, changes):
+        """The answers right less the margin; `changes`: answers that differ."""
+        if not self.standard_errors:
+            return num_correct
+        # The variance of a sum of n differences in {-1, 0, 1}.
+        variance = changes - (self.final_correct - num_correct) ** 2 / self.num_samples
+        return num_correct - self.standard_errors * np.sqrt(np.maximum(variance, 0))
 
     def vary_one(self, leaving, exit_index):
         """Right answers and mean cost, `(C,)` each, for all candidates of an exit."""
@@ -63,10 +82,15 @@ class Walk:
         def fold(weights):
             return np.bincount(pattern, weights, minlength=len(patterns))
 
-        here = fold(self.correct[exit_index, reached])
-        beyond = fold(self.correct[later, reached])
-        num_correct = (here - beyond) @ patterns + (
-            np.sum(beyond) + np.sum(self.correct[taken[passed], passed])
+        def total(values):
+            here = fold(values[exit_index, reached])
+            beyond = fold(values[later, reached])
+            return (here - beyond) @ patterns + (
+                np.sum(beyond) + np.sum(values[taken[passed], passed])
+            )
+
+        num_correct = self._less_margin(
+            total(self.correct), total(self.changed) if self.standard_errors else 0.0
         )
         table = np.bincount(
             pattern * self.num_exits + later, minlength=len(patterns) * self.num_exits
@@ -79,7 +103,8 @@ class Walk:
     def vary_two(self, leaving, first, second):
         """The same, `(C_first, C_second)` each, for all pairs of two exits.
 
-        The costs are sums of floats here: right up to rounding.
+        The costs are sums of floats here, rounded so that equal ones stay equal: right
+        to twelve digits.
         """
         taken = first_exit(leaving, 0, first, self.num_exits)
         between = first_exit(leaving, first + 1, second, self.num_exits)
@@ -113,11 +138,16 @@ class Walk:
             alone += np.sum(value_at(taken[passed], passed))
             return alone[:, None] + (stay.T @ swing) @ out_next
 
-        costs = self.exit_costs
+        scale = np.max(self.exit_costs)
+        costs = self.exit_costs / scale
+        num_correct = total(lambda exits, rows: self.correct[exits, rows])
+        changes = 0.0
+        if self.standard_errors:
+            changes = total(lambda exits, rows: self.changed[exits, rows])
+        cost = total(lambda exits, rows: np.broadcast_to(costs[exits], rows.shape))
         return (
-            total(lambda exits, rows: self.correct[exits, rows]),
-            total(lambda exits, rows: np.broadcast_to(costs[exits], rows.shape))
-            / self.num_samples,
+            self._less_margin(num_correct, changes),
+            np.round(cost / self.num_samples, 12) * scale,
         )
 
 

@@ -2,7 +2,11 @@
 
 import numpy as np
 
-__all__ = ["pareto_front"]
+from keras_dynamic.calibration._problem import check_problem
+from keras_dynamic.calibration._search import find_front
+from keras_dynamic.calibration._walk import Walk
+
+__all__ = ["pareto_front", "threshold_front"]
 
 
 def pareto_front(costs, accuracies):
@@ -45,3 +49,42 @@ def pareto_front(costs, accuracies):
             on_front |= here & (accuracies == top)
             best = top
     return on_front
+
+
+def threshold_front(leaves, correct, exit_costs):
+    """The choices of candidates of which none is as cheap and as accurate as another.
+
+    Up to three early exits (with 66 candidates each) every choice is looked at. Beyond,
+    the front is that of all choices that differ in one exit or two from those that are
+    best for one of sixteen prices of cost.
+
+    Args:
+        leaves: Sequence of E boolean arrays of shape `(n, C_e)`, as for
+            `choose_thresholds`.
+        correct: Boolean array of shape `(n, E + 1)`: whose answer is right at each
+            exit.
+        exit_costs: Array of shape `(E + 1,)`, the cost of leaving at each exit.
+
+    Returns:
+        (columns, mean_costs, accuracies): an integer array `(P, E)`, the candidate at
+        each early exit, and two arrays `(P,)`, both ascending.
+
+    Raises:
+        TypeError: `leaves` or `correct` that are not boolean.
+        ValueError: other shapes, no samples, or costs that are not positive numbers.
+
+    Example:
+
+    ```python
+    leaves = [np.array([[False, True, True]] * 3 + [[False, False, True]])]
+    correct = np.array([[True, True]] * 3 + [[False, True]])
+    columns, costs, accuracies = kd.calibration.threshold_front(
+        leaves, correct, [0.4, 1.0]
+    )
+    print(columns.tolist(), costs, accuracies)
+    # [[2], [1]] [0.4 0.55] [0.75 1.  ]: all closed is as accurate, and dearer
+    ```
+    """
+    walk = Walk(*check_problem(leaves, correct, exit_costs))
+    front = find_front(walk)
+    return front.columns, front.mean_cost, front.num_correct / walk.num_samples

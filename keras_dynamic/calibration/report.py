@@ -4,94 +4,39 @@ n: samples, C: classes, E: early exits (the final exit has index E).
 """
 
 import dataclasses
+import json
 import math
+import numbers
+from pathlib import Path
 
 import numpy as np
 
-from keras_dynamic.calibration._probabilities import (
-    apply_temperature,
-    brier_score,
-    check_rows,
-    correct_rows,
-    expected_calibration_error,
-    negative_log_likelihood,
+from keras_dynamic.calibration._exit_report import (
+    ExitReport,
+    ProbabilityQuality,
+    exit_report,
+    mean_or_nan,
+    python_number,
 )
+from keras_dynamic.calibration._files import write_whole
+from keras_dynamic.calibration._page import render_page
+from keras_dynamic.calibration._probabilities import check_rows, correct_rows
+from keras_dynamic.calibration._search import find_front
 from keras_dynamic.calibration._tables import number_or_dash, percent, render
+from keras_dynamic.calibration._walk import Walk
 
+__all__ = ["CalibrationReport", "ExitReport", "ProbabilityQuality", "build_report"]
 
-@dataclasses.dataclass(frozen=True)
-class ProbabilityQuality:
-    """How good the probabilities of one exit are, on some rows at some temperature.
-
-    Attributes:
-        expected_calibration_error: Float in [0, 1].
-        negative_log_likelihood: Float, in nats.
-        brier_score: Float in [0, 2].
-
-    Example:
-
-    ```python
-    quality = kd.calibration.ProbabilityQuality(0.02, 0.31, 0.12)
-    print(quality.brier_score)  # 0.12
-    ```
-    """
-
-    expected_calibration_error: float
-    negative_log_likelihood: float
-    brier_score: float
-
-
-@dataclasses.dataclass(frozen=True)
-class ExitReport:
-    """One exit in a `CalibrationReport`. What is undefined for no rows is `nan`.
-
-    Attributes:
-        name: String, the exit's name.
-        threshold: The rule's threshold there; `None` for a closed exit and for the
-            final one.
-        temperature: Float, the calibration temperature; 1.0 changes nothing.
-        temperature_status: String, "fitted" or why the temperature was kept at 1.0.
-        exit_rate: Float, the share of all rows that leave there.
-        accuracy: Float, the share of right answers on all rows.
-        accuracy_of_leavers: Float, the same on the rows that leave there.
-        relative_cost: Float, the cost of a row that leaves there; 1.0 is the plain
-            network.
-        all_before: `ProbabilityQuality` on all rows, at temperature 1.
-        all_after: The same at `temperature`.
-        reached_before: `ProbabilityQuality` on the rows that reach the exit (those
-            that have not left earlier), at temperature 1.
-        reached_after: The same at `temperature`.
-
-    Example:
-
-    ```python
-    quality = kd.calibration.ProbabilityQuality(0.02, 0.31, 0.12)
-    exit_report = kd.calibration.ExitReport(
-        "exit_1", 0.9, 1.4, "fitted", 0.5, 0.8, 0.95, 0.3, *[quality] * 4
-    )
-    print(exit_report.name, exit_report.exit_rate)  # exit_1 0.5
-    ```
-    """
-
-    name: str
-    threshold: float | None
-    temperature: float
-    temperature_status: str
-    exit_rate: float
-    accuracy: float
-    accuracy_of_leavers: float
-    relative_cost: float
-    all_before: ProbabilityQuality
-    all_after: ProbabilityQuality
-    reached_before: ProbabilityQuality
-    reached_after: ProbabilityQuality
+# A curve has no more points than this.
+_CURVE_POINTS = 60
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class CalibrationReport:
     """What a calibration found, on the data that it was given.
 
-    `print(report)` gives two tables, `report.to_dict()` plain numbers.
+    `print(report)` gives two tables, `report.to_dict()` plain numbers, and
+    `report.save("report.html")` a page with plots.
 
     Attributes:
         exits: Tuple of E + 1 `ExitReport`, the final exit last.
@@ -102,6 +47,11 @@ class CalibrationReport:
         dynamic_accuracy: Float, the accuracy of the answers at the exits taken.
         mean_cost: Float, the mean cost of a row; 1.0 is the plain network.
         exit_rates: Tuple of E + 1 floats, the share of rows that leave at each exit.
+        certificate: The `Certificate` of `risk_confidence`, whose second split the
+            figures above are those of; `None` without.
+        curve: Tuple of `(mean_cost, accuracy)`, costs ascending: what the best
+            thresholds give on these rows, as `threshold_front` finds them, thinned to
+            60 points; empty where the report was built without `leaves`.
 
     Example:
 
@@ -130,21 +80,68 @@ class CalibrationReport:
     dynamic_accuracy: float
     mean_cost: float
     exit_rates: tuple[float, ...]
+    certificate: object | None = None
+    curve: tuple[tuple[float, float], ...] = ()
 
     def to_dict(self):
         """The report as dicts, lists, strings and Python numbers, ready for JSON.
 
         NaN becomes `None`, an infinite threshold "inf" or "-inf".
         """
-        return _plain(dataclasses.asdict(self))
+        fields = dataclasses.asdict(self)
+        if self.certificate is not None:
+            fields["certificate"] |= {
+                "certified_risk": self.certificate.certified_risk,
+                "p_value": self.certificate.p_value,
+            }
+        return _plain(fields)
+
+    def save(self, path, baselines=None):
+        """Writes the report to a file, whole or not at all.
+
+        Args:
+            path: String or path that ends in `.json` (the numbers of `to_dict`) or in
+                `.html`: one page without references to anything outside, with the
+                curve of accuracy against cost, the exits taken, reliability diagrams
+                and tables.
+            baselines: Dict of `name: (mean_cost, accuracy)`, other networks to be
+                compared with, costs relative to the plain network. Defaults to
+                `None`, none.
+
+        Raises:
+            TypeError: baselines that are not pairs of numbers.
+            ValueError: another ending, or a baseline out of range.
+
+        Example:
+
+        ```python
+        inputs = keras.Input((4,))
+        outputs = [kd.EarlyExit(2)(inputs), keras.layers.Dense(2, "softmax")(inputs)]
+        model = kd.DynamicModel(inputs, outputs)
+        model.compile("adam", "sparse_categorical_crossentropy")
+        x, y = np.random.normal(size=(100, 4)), np.arange(100) % 2
+        report = model.calibrate(x, y, max_accuracy_drop=0.05)
+        report.save("report.html", baselines={"half as wide": (0.3, 0.55)})
+        ```
+        """
+        path, baselines = Path(path), _check_baselines(baselines)
+        if path.suffix == ".json":
+            fields = self.to_dict() | {"baselines": baselines}
+            text = json.dumps(fields, indent=2, allow_nan=False) + "\n"
+        elif path.suffix == ".html":
+            text = render_page(self, baselines)
+        else:
+            raise ValueError(
+                f"`path` must end in .json or .html. Received: path={str(path)!r}."
+            )
+        write_whole(path, text)
 
     def __str__(self):
         return render(self)
 
     def __repr__(self):
         rates = ", ".join(
-            f"{exit_report.name} {percent(exit_report.exit_rate)}"
-            for exit_report in self.exits
+            f"{each.name} {percent(each.exit_rate)}" for each in self.exits
         )
         return (
             f"<CalibrationReport of {self.num_samples} samples: {rates}; accuracy "
@@ -164,6 +161,8 @@ def build_report(
     names,
     rule,
     goal=None,
+    certificate=None,
+    leaves=None,
 ):
     """Computes a `CalibrationReport`.
 
@@ -179,6 +178,10 @@ def build_report(
         names: Sequence of E + 1 strings.
         rule: String, the name of the exit rule.
         goal: `(name, value)`, such as `("budget", 0.5)`, or `None`, the default.
+        certificate: The `Certificate` of the thresholds, or `None`, the default.
+        leaves: Sequence of E boolean arrays of shape `(n, C_e)`, who would leave under
+            each candidate, as for `choose_thresholds`: gives the report its curve.
+            Defaults to `None`, no curve.
 
     Returns:
         A `CalibrationReport`.
@@ -232,16 +235,17 @@ def build_report(
     exit_costs = np.asarray(exit_costs, dtype=np.float64)
     exit_costs = np.broadcast_to(exit_costs, correct.shape)
     exits = tuple(
-        _exit_report(
+        exit_report(
             scores=checked[number][0],
             labels=labels,
             correct=correct[:, number],
+            final_correct=correct[:, -1],
             leaves=exit_index == number,
             reaches=exit_index >= number,
             fit=temperatures[number],
             name=names[number],
             threshold=thresholds[number] if number < num_exits - 1 else None,
-            relative_cost=_mean(exit_costs[:, number]),
+            relative_cost=mean_or_nan(exit_costs[:, number]),
         )
         for number in range(num_exits)
     )
@@ -249,41 +253,44 @@ def build_report(
         exits=exits,
         num_samples=labels.size,
         rule=rule,
-        goal=None if goal is None else (goal[0], _python(goal[1])),
+        goal=None if goal is None else (goal[0], python_number(goal[1])),
         final_accuracy=exits[-1].accuracy,
-        dynamic_accuracy=_mean(correct[np.arange(labels.size), exit_index]),
-        mean_cost=_mean(exit_costs[np.arange(labels.size), exit_index]),
-        exit_rates=tuple(exit_report.exit_rate for exit_report in exits),
+        dynamic_accuracy=mean_or_nan(correct[np.arange(labels.size), exit_index]),
+        mean_cost=mean_or_nan(exit_costs[np.arange(labels.size), exit_index]),
+        exit_rates=tuple(each.exit_rate for each in exits),
+        certificate=certificate,
+        curve=_curve(leaves, correct, exit_costs) if leaves else (),
     )
 
 
-def _exit_report(
-    *, scores, labels, correct, leaves, reaches, fit, name, threshold, relative_cost
-):
-    before = apply_temperature(scores, 1.0)
-    after = apply_temperature(scores, fit.temperature)
-    return ExitReport(
-        name=name,
-        threshold=_python(threshold),
-        temperature=float(fit.temperature),
-        temperature_status=fit.status,
-        exit_rate=_mean(leaves),
-        accuracy=_mean(correct),
-        accuracy_of_leavers=_mean(correct[leaves]),
-        relative_cost=relative_cost,
-        all_before=_quality(before, labels),
-        all_after=_quality(after, labels),
-        reached_before=_quality(before[reaches], labels[reaches]),
-        reached_after=_quality(after[reaches], labels[reaches]),
-    )
+def _curve(leaves, correct, exit_costs):
+    """(mean cost, accuracy) along the front, at most so many, evenly spread in cost."""
+    if not len(correct):
+        return ()
+    front = find_front(Walk(leaves, correct, exit_costs.mean(axis=0)))
+    wanted = np.linspace(front.mean_cost[0], front.mean_cost[-1], _CURVE_POINTS)
+    kept = np.unique(np.searchsorted(front.mean_cost, wanted, side="right") - 1)
+    accuracies = front.num_correct[kept] / len(correct)
+    return tuple(zip(front.mean_cost[kept].tolist(), accuracies.tolist(), strict=True))
 
 
-def _quality(probabilities, labels):
-    return ProbabilityQuality(
-        expected_calibration_error=expected_calibration_error(probabilities, labels),
-        negative_log_likelihood=negative_log_likelihood(probabilities, labels),
-        brier_score=brier_score(probabilities, labels),
-    )
+def _check_baselines(baselines):
+    checked = {}
+    for name, point in (baselines or {}).items():
+        is_pair = isinstance(point, tuple | list) and len(point) == 2
+        if not is_pair or not all(isinstance(each, numbers.Real) for each in point):
+            raise TypeError(
+                "`baselines` must hold pairs of numbers (mean_cost, accuracy). "
+                f"Received: {name!r}: {point!r}."
+            )
+        mean_cost, accuracy = map(float, point)
+        if not (0 < mean_cost < math.inf and 0 <= accuracy <= 1):
+            raise ValueError(
+                "`baselines` must have a mean cost above 0 and an accuracy in [0, 1]. "
+                f"Received: {name!r}: {point!r}."
+            )
+        checked[str(name)] = (mean_cost, accuracy)
+    return checked
 
 
 def _check_exit_index(exit_index, num_samples, num_exits):
@@ -301,20 +308,12 @@ def _check_exit_index(exit_index, num_samples, num_exits):
     return exit_index.astype(np.intp)
 
 
-def _mean(values):
-    return float(np.mean(values)) if len(values) else math.nan
-
-
-def _python(value):
-    return value.item() if isinstance(value, np.generic) else value
-
-
 def _plain(value):
     if isinstance(value, dict):
         return {key: _plain(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(entry) for entry in value]
-    value = _python(value)
+    value = python_number(value)
     if isinstance(value, float) and not math.isfinite(value):
         return None if math.isnan(value) else str(value)
     return value

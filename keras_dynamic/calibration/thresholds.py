@@ -19,16 +19,12 @@ from keras_dynamic.calibration._goals import (
     unreachable_accuracy,
     unreachable_budget,
 )
+from keras_dynamic.calibration._problem import check_boolean, check_problem
 from keras_dynamic.calibration._search import Goal, Search
 from keras_dynamic.calibration._walk import Walk, first_exit
 
 # A mean cost counts as within the budget up to this relative rounding error.
 _COST_SLACK = 1e-9
-
-# What an answer that differs from the final exit's costs in the search, in parts of a
-# right answer: 1 / sqrt(changes) of a standard error, for a few or thousands of them.
-_SCALE = 128
-_PENALTIES = (0, 1, 2, 4, 8, 16, 32, 64, 128, 512)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,7 +85,7 @@ def exit_indices(leave_columns):
                 "`leave_columns` must hold arrays of one shape (samples,). Received: "
                 f"shape={column.shape} at exit {exit_index}."
             )
-        _check_boolean(column, f"leave_columns[{exit_index}]")
+        check_boolean(column, f"leave_columns[{exit_index}]")
     return first_exit(leave_columns, 0, len(leave_columns))
 
 
@@ -125,12 +121,14 @@ def choose_thresholds(
 
     An exit at which no sample leaves in the end is closed (column 0).
 
-    The search is local and deterministic. Its starting points are the closed network,
-    the open one, the best of those with one leave rate at every exit, and the best
-    that a bisection of the price at which cost is traded for accuracy comes by; from
-    each of them one exit, then two exits at a time are set to their best candidates,
-    until nothing improves. The choice always meets the goal; that none is better is
-    not proven. It is the choice for the data given: judge it on other data.
+    The search is deterministic. Up to three early exits (with 66 candidates each)
+    every choice is looked at, and the best is found. Beyond, the search is local: from
+    the closed network, the open one, the best of those with one leave rate at every
+    exit, the best that a bisection of the price at which cost is traded for accuracy
+    comes by, and the best that differs in two exits from one that is best for some
+    price, one exit, then two exits at a time are set to their best candidates, until
+    nothing improves. The choice always meets the goal. It is the choice for the data
+    given: judge it on other data.
 
     Args:
         leaves: Sequence of E boolean arrays of shape `(n, C_e)`: column c says who
@@ -178,7 +176,7 @@ def choose_thresholds(
     print(thresholds[choice.columns[0] - 1])  # 0.7
     ```
     """
-    leaves, correct, exit_costs = _check_problem(leaves, correct, exit_costs)
+    leaves, correct, exit_costs = check_problem(leaves, correct, exit_costs)
     check_goals(budget, max_accuracy_drop, min_accuracy)
     walk = Walk(leaves, correct, exit_costs)
     if budget is None:
@@ -215,75 +213,14 @@ def _cheapest(leaves, correct, exit_costs, allowed, standard_errors):
         (columns, kept): the columns, None where all lose more; and the largest
         number of right answers that any found kept, the margin taken off.
     """
-    final, num_samples = correct[:, -1:], len(correct)
-    plain = Walk(leaves, correct, exit_costs)
-    num_correct = kept = int(np.sum(final))
-    # All closed: nothing lost, nothing gained.
-    best = [0] * plain.num_early if allowed >= 0 else None
-    for penalty in _PENALTIES if standard_errors else (0,):
-        # The search counts right answers. Less a part of an answer for each one that
-        # differs from the final exit's, they stand for the standard error.
-        values = _SCALE * correct.astype(np.int64) - penalty * (correct != final)
-        walk = Walk(leaves, values, exit_costs)
-        least = _SCALE * (num_correct - allowed)
-        columns = Search(walk, Goal(least_correct=least)).run()
-        taken = exit_indices(plain.leaving(columns))
-        dynamic = correct[np.arange(num_samples), taken]
-        lost = np.sum(final[:, 0] > dynamic) - np.sum(dynamic > final[:, 0])
-        # The variance of a sum of n differences in {-1, 0, 1}.
-        variance = np.sum(final[:, 0] != dynamic) - lost**2 / num_samples
-        margin = standard_errors * math.sqrt(max(variance, 0))
-        kept = max(kept, math.floor(num_correct - lost - margin))
-        if lost + margin <= allowed and (
-            best is None or plain.outcome(columns)[1] < plain.outcome(best)[1]
-        ):
-            best = columns
-    return best, kept
-
-
-def _check_problem(leaves, correct, exit_costs):
-    correct = np.asarray(correct)
-    exit_costs = np.asarray(exit_costs, dtype=np.float64)
-    leaves = [np.asarray(matrix) for matrix in leaves]
-    num_early = len(leaves)
-    if num_early == 0:
-        raise ValueError(
-            "`leaves` must hold an array for each early exit. Received: none."
-        )
-    if correct.ndim != 2 or correct.shape[1] != num_early + 1:
-        raise ValueError(
-            f"`correct` must have shape (samples, {num_early + 1}), a column for each "
-            f"exit and the final one. Received: shape={correct.shape}."
-        )
-    if correct.shape[0] == 0:
-        raise ValueError("`correct` must hold at least one sample. Received: none.")
-    _check_boolean(correct, "correct")
-    for exit_index, matrix in enumerate(leaves):
-        name = f"leaves[{exit_index}]"
-        if matrix.ndim != 2 or len(matrix) != len(correct) or matrix.shape[1] == 0:
-            raise ValueError(
-                f"`{name}` must have shape ({len(correct)}, candidates). Received: "
-                f"shape={matrix.shape}."
-            )
-        _check_boolean(matrix, name)
-        if np.any(matrix[:, 0]):
-            raise ValueError(
-                f"Column 0 of `{name}` must be all False, the closed exit. Received: "
-                f"{int(np.sum(matrix[:, 0]))} samples that leave."
-            )
-    if exit_costs.shape != (num_early + 1,):
-        raise ValueError(
-            f"`exit_costs` must have shape ({num_early + 1},). Received: "
-            f"shape={exit_costs.shape}."
-        )
-    if not np.all((exit_costs > 0) & np.isfinite(exit_costs)):
-        raise ValueError(
-            "`exit_costs` must be positive numbers. Received: "
-            f"exit_costs={exit_costs.tolist()}."
-        )
-    return leaves, correct, exit_costs
-
-
-def _check_boolean(array, name):
-    if array.dtype != np.bool_:
-        raise TypeError(f"`{name}` must be boolean. Received: dtype={array.dtype}.")
+    walk = Walk(leaves, correct, exit_costs, standard_errors)
+    final = int(walk.final_correct)
+    goal = Goal(least_correct=final - allowed)
+    columns = Search(walk, goal).run()
+    num_correct, mean_cost = walk.outcome(columns)
+    if not goal.is_missed(num_correct, mean_cost):
+        return columns, num_correct
+    # All closed: nothing lost, nothing gained, no margin.
+    return ([0] * walk.num_early if allowed >= 0 else None), max(
+        final, math.floor(num_correct)
+    )

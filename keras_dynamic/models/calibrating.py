@@ -2,6 +2,7 @@
 
 import dataclasses
 import numbers
+from collections.abc import Callable
 
 import numpy as np
 import tensorflow as tf
@@ -25,6 +26,7 @@ __all__ = [
     "dense_answers",
     "exit_scores",
     "exits_under",
+    "report_and_adopt",
 ]
 
 # The margin that a drop of accuracy must keep, against the optimism of having chosen.
@@ -81,29 +83,49 @@ def calibrate(model, x, y, rule, goals, batch_size, steps):
     kinds = model.road.kinds
     answers = dense_answers(model, x, y, batch_size, steps)
     outputs, labels, costs = answers.outputs, answers.labels, answers.costs
-    logs = answers.logs
-    fits = [calibration.fit_temperature(log, labels) for log in logs]
+    fits = [calibration.fit_temperature(log, labels) for log in answers.logs]
     temperatures = np.array([fit.temperature for fit in fits], "float32")
     scores = exit_scores(rule, outputs, kinds, temperatures)[:-1]
 
-    num_early = len(outputs) - 1
     if goal is not None:
         rule = _with_chosen_thresholds(rule, scores, answers.correct, costs, goal)
-    thresholds = rule.thresholds(num_early)
+        rule = _without_idle_exits(rule, scores, answers)
     exit_index = exits_under(rule, scores, len(labels))
+    return report_and_adopt(model, rule, answers, fits, scores, exit_index, goal)
+
+
+def report_and_adopt(
+    model, rule, answers, fits, scores, exit_index, goal, certificate=None
+):
+    """The report of a calibration, whose rule and temperatures become the model's.
+
+    Args:
+        model: a `DynamicModel`.
+        rule: the `ExitRule` found.
+        answers: `DenseAnswers` of the rows to report on.
+        fits: list of `TemperatureFit`, one an exit.
+        scores: list of their (n,) scores, one an early exit.
+        exit_index: (n,) exits taken by those rows.
+        goal: (name, value), or None.
+        certificate: a `Certificate`, or None.
+    """
+    thresholds = rule.thresholds(len(fits) - 1)
     report = calibration.build_report(
-        log_probabilities=logs,
-        labels=labels,
+        log_probabilities=answers.logs,
+        labels=answers.labels,
         temperatures=fits,
         exit_index=exit_index,
         thresholds=rule.with_values(thresholds).threshold,
-        exit_costs=costs,
+        exit_costs=answers.costs_under(rule),
         names=model.exit_names,
         rule=type(rule).__name__,
         goal=goal,
+        certificate=certificate,
+        leaves=candidate_columns(rule, scores)[1],
     )
     # Only now: a failure above leaves the model as it was.
-    with model.road.lock:
+    temperatures = np.array([fit.temperature for fit in fits], "float32")
+    with model.road.lock:  # others may be predicting
         model.exit_rule = rule
         model.calibration_temperatures.assign(temperatures)
     return report
@@ -119,6 +141,8 @@ class DenseAnswers:
         labels: (n,) class numbers.
         costs: (n, exits), of a sample that leaves there, over the plain network.
         selected: (n,) exit that `Selected` takes; None for another rule.
+        passing: function of a rule that gives (exits,) what those save who pass by the
+            exits that it closes, over the plain network.
     """
 
     outputs: list
@@ -126,6 +150,11 @@ class DenseAnswers:
     labels: np.ndarray
     costs: np.ndarray
     selected: np.ndarray | None
+    passing: Callable
+
+    def costs_under(self, rule):
+        """`costs` where the exits that a rule closes are passed by."""
+        return self.costs - self.passing(rule)
 
     @property
     def correct(self):
@@ -181,7 +210,7 @@ def dense_answers(model, x, y, batch_size, steps, rule=None):
             if count_rows(x_batch) == 0:
                 continue
             if costs is None:
-                costs = model.road.costs_of_batch(x_batch, rule)
+                costs, first = model.road.costs_of_batch(x_batch, rule), x_batch
                 _probe_rows(model, x_batch)
             fed = [t for t in tree.flatten(x_batch) if t is not None]
             broken.append(np.asarray(rows_with_nan(fed, count_rows(x_batch))))
@@ -211,6 +240,12 @@ def dense_answers(model, x, y, batch_size, steps, rule=None):
         log_probabilities(tf.constant(output), kind).numpy()
         for output, kind in zip(outputs, kinds, strict=True)
     ]
+
+    def passing(rule):
+        asked = model.road.asked_under(rule)
+        own = model.road.costs_of_batch(first, rule, asked)
+        return np.subtract(costs.exits, own.exits) / costs.reference
+
     executed = np.array(costs.exits) - np.concatenate(saved).astype("float64")
     return DenseAnswers(
         outputs,
@@ -218,6 +253,7 @@ def dense_answers(model, x, y, batch_size, steps, rule=None):
         labels,
         executed / costs.reference,
         np.concatenate(selected) if selects else None,
+        passing,
     )
 
 
@@ -366,6 +402,30 @@ def _with_chosen_thresholds(rule, scores, correct, costs, goal):
             break
         aim -= excess
     return chosen
+
+
+def _without_idle_exits(rule, scores, answers):
+    """The rule with those exits closed that are not worth their head.
+
+    Such an exit costs all who get there more than it saves those who leave, and no
+    right answer is lost without it.
+    """
+
+    def judged(rule):
+        taken = exits_under(rule, scores, len(answers.labels))
+        rows = np.arange(len(taken))
+        right = np.count_nonzero(answers.correct[rows, taken])
+        return right, float(np.mean(answers.costs_under(rule)[rows, taken]))
+
+    right, cost = judged(rule)
+    for exit_index in range(len(scores)):
+        values = rule.thresholds(len(scores))
+        values[exit_index] = rule.closed_value
+        without = rule.with_values(values)
+        right_without, cost_without = judged(without)
+        if right_without >= right and cost_without < cost:
+            rule, right, cost = without, right_without, cost_without
+    return rule
 
 
 def _searched(rule, scores, correct, shares, goal):

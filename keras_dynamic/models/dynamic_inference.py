@@ -1,7 +1,7 @@
 """What a `DynamicModel` does besides training: its methods for the dynamic road."""
 
 from keras_dynamic.layers._checks import positive_integer
-from keras_dynamic.models import calibrating, inference, rules
+from keras_dynamic.models import calibrating, certifying, inference, rules
 from keras_dynamic.models.serving import DynamicFunction
 
 __all__ = ["DynamicInference"]
@@ -95,6 +95,7 @@ class DynamicInference:
         batch_size=None,
         steps=None,
         min_accuracy=None,
+        risk_confidence=None,
     ):
         """Fits temperatures and chooses thresholds on held-out data.
 
@@ -113,6 +114,15 @@ class DynamicInference:
                 drop to it from the final exit's, with the same margin. Give one of
                 the three; with none, the rule keeps the thresholds that it has.
             batch_size, steps: int or `None`, as in `predict`.
+            risk_confidence: float in (0, 1), such as 0.95, or `None`, the default.
+                With it, `max_accuracy_drop` is a promise for new data, not a figure of
+                this: with that probability over the draw of `x`, the full network is
+                right and the dynamic one wrong on at most that share of new samples,
+                which bounds the accuracy drop. Temperatures and a path of thresholds
+                come from a random half of the rows, exact tests along the path and the
+                report's figures from the other half. Where nothing can be certified,
+                a warning and the report say how many samples it would take, and all
+                exits are closed.
 
         Returns:
             A `kd.calibration.CalibrationReport`; `print` it.
@@ -120,12 +130,30 @@ class DynamicInference:
         Raises:
             RuntimeError: before `compile`.
             ValueError: for no samples, labels outside the classes, two goals at
-                once, a goal that cannot be reached (a `kd.calibration.UnreachableGoal`
-                says what can), or a model whose answer depends on batch-mates.
+                once, a `risk_confidence` without `max_accuracy_drop` or outside
+                (0, 1), a goal that cannot be reached (a
+                `kd.calibration.UnreachableGoal` says what can), or a model whose answer
+                depends on batch-mates.
+
+        Example:
+
+        ```python
+        inputs = keras.Input((4,))
+        outputs = [kd.EarlyExit(2)(inputs), keras.layers.Dense(2, "softmax")(inputs)]
+        model = kd.DynamicModel(inputs, outputs)
+        model.compile("adam", "sparse_categorical_crossentropy")
+        x = np.random.default_rng(0).normal(size=(1000, 4))
+        y = (x[:, 0] > 0).astype(int)
+        report = model.calibrate(x, y, max_accuracy_drop=0.05, risk_confidence=0.95)
+        print(report)
+        ```
 
         Reference:
             Guo, Pleiss, Sun and Weinberger, "On Calibration of Modern Neural
             Networks", ICML 2017 (temperatures, here one an exit and bounded).
+            Angelopoulos, Bates, Candes, Jordan and Lei, "Learn then Test: Calibrating
+            Predictive Algorithms to Achieve Risk Control", 2021 (`risk_confidence`:
+            fixed-sequence testing, with exact binomial p-values).
         """
         if not self.compiled:
             raise RuntimeError("Call `compile` before `calibrate`.")
@@ -137,7 +165,11 @@ class DynamicInference:
             max_accuracy_drop=max_accuracy_drop,
             min_accuracy=min_accuracy,
         )
-        return calibrating.calibrate(self, x, y, wanted, goals, batch_size, steps)
+        if risk_confidence is None:
+            return calibrating.calibrate(self, x, y, wanted, goals, batch_size, steps)
+        return certifying.calibrate_with_certificate(
+            self, x, y, wanted, goals, risk_confidence, batch_size, steps
+        )
 
     def stream_dynamic(self, x, batch_size=None, steps=None, rule=None):
         """Answers batch by batch, as the batches come.
