@@ -75,6 +75,7 @@ ORDERED = {
         "tallies",
         "inference",
         "exit_table",
+        "dense_answers",
         "calibrating",
         "certifying",
         "road",

@@ -12,11 +12,11 @@ from keras_dynamic.calibration._tables import uncertified_message
 from keras_dynamic.models.calibrating import (
     candidate_columns,
     check_goals,
-    dense_answers,
     exit_scores,
     exits_under,
     report_and_adopt,
 )
+from keras_dynamic.models.dense_answers import dense_answers
 
 __all__ = ["calibrate_with_certificate", "split_rows"]
 
@@ -122,7 +122,7 @@ def _certificate(path, scores, answers, max_risk, confidence, num_chosen):
     steps = tuple(
         calibration.PathStep(
             thresholds=tuple(step.threshold),
-            mean_cost=float(np.mean(answers.costs[rows, taken])),
+            mean_cost=float(np.mean(answers.costs_under(step)[rows, taken])),
             num_lost=int(np.sum(losses)),
             p_value=p_value,
         )

@@ -6,7 +6,8 @@ import numpy as np
 
 from keras_dynamic.layers._checks import positive_integer
 from keras_dynamic.models import rules
-from keras_dynamic.models.calibrating import dense_answers, exit_scores, exits_under
+from keras_dynamic.models.calibrating import exit_scores, exits_under
+from keras_dynamic.models.dense_answers import dense_answers
 from keras_dynamic.plots._diagram import shortened
 from keras_dynamic.plots._drawing import (
     TITLE_LENGTH,

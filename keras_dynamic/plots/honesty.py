@@ -8,7 +8,8 @@ from matplotlib.ticker import PercentFormatter
 from keras_dynamic.calibration import apply_temperature, expected_calibration_error
 from keras_dynamic.calibration._probabilities import reliability_bins
 from keras_dynamic.layers._checks import positive_integer
-from keras_dynamic.models.calibrating import dense_answers, exit_scores, exits_under
+from keras_dynamic.models.calibrating import exit_scores, exits_under
+from keras_dynamic.models.dense_answers import dense_answers
 from keras_dynamic.plots._diagram import shortened
 from keras_dynamic.plots._drawing import (
     TITLE_LENGTH,

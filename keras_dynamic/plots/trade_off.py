@@ -9,10 +9,10 @@ from keras_dynamic.layers._checks import positive_integer
 from keras_dynamic.models import rules
 from keras_dynamic.models.calibrating import (
     candidate_columns,
-    dense_answers,
     exit_scores,
     exits_under,
 )
+from keras_dynamic.models.dense_answers import dense_answers
 from keras_dynamic.plots._diagram import shortened
 from keras_dynamic.plots._drawing import axes_or_new, check_model, color_of, draw_front
 
