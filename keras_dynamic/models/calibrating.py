@@ -71,14 +71,13 @@ def calibrate(model, x, y, rule, goals, batch_size, steps):
     goal = check_goals(model, rule, goals)
     kinds = model.road.kinds
     answers = dense_answers(model, x, y, batch_size, steps)
-    outputs, labels, costs = answers.outputs, answers.labels, answers.costs
+    outputs, labels = answers.outputs, answers.labels
     fits = [calibration.fit_temperature(log, labels) for log in answers.logs]
     temperatures = np.array([fit.temperature for fit in fits], "float32")
     scores = exit_scores(rule, outputs, kinds, temperatures)[:-1]
 
     if goal is not None:
-        rule = _with_chosen_thresholds(rule, scores, answers.correct, costs, goal)
-        rule = _without_idle_exits(rule, scores, answers)
+        rule = _chosen(model, rule, scores, answers, goal)
     exit_index = exits_under(rule, scores, len(labels))
     return report_and_adopt(model, rule, answers, fits, scores, exit_index, goal)
 
@@ -178,16 +177,57 @@ def candidate_columns(rule, scores):
     return candidates, columns
 
 
-def _with_chosen_thresholds(rule, scores, correct, costs, goal):
+def _chosen(model, rule, scores, answers, goal):
+    """The rule with thresholds for a goal, and without exits not worth their head.
+
+    The search has every head paid that is passed. Where an exit costs all who get
+    there more than it saves those who leave, there is another search without it.
+    """
+
+    rows = np.arange(len(answers.labels))
+
+    def mean_cost(rule):
+        taken = exits_under(rule, scores, len(rows))
+        return float(np.mean(answers.costs_under(rule)[rows, taken]))
+
+    def judged(rule):  # both meet the goal: which is better?
+        wrong = np.mean(~answers.correct[rows, exits_under(rule, scores, len(rows))])
+        cost = mean_cost(rule)
+        return (wrong, cost) if goal[0] == "budget" else (cost, wrong)
+
+    best, closed = _with_chosen_thresholds(rule, scores, answers, goal), ()
+    for exit_index in range(len(scores)):
+        values = best.thresholds(len(scores))
+        values[exit_index] = best.closed_value
+        without = best.with_values(values)
+        asked = model.road.asked_under(without)
+        if exit_index in asked or mean_cost(without) >= mean_cost(best):
+            continue
+        try:
+            given = scores, answers, goal, (*closed, exit_index)
+            other = _with_chosen_thresholds(rule, *given)
+        except calibration.UnreachableGoal:
+            continue
+        if judged(other) < judged(best):
+            best, closed = other, given[-1]
+    return best
+
+
+def _with_chosen_thresholds(rule, scores, answers, goal, closed=()):
     """The rule with one threshold for each early exit, for the goal.
 
     The search takes it that leaving at an exit costs every sample the same, its mean.
     With gates before the exit that is so on average only, and those who leave there may
     cost more: a budget is then lowered until what they cost keeps to it.
+
+    Args:
+        closed: exits that are passed by.
     """
-    name, aim = goal
+    (name, aim), correct = goal, answers.correct
+    costs = answers.costs - answers.passing(None, closed)
     for _ in range(_ATTEMPTS):
-        chosen = _searched(rule, scores, correct, costs.mean(axis=0), {name: aim})
+        shares = costs.mean(axis=0)
+        chosen = _searched(rule, scores, correct, shares, {name: aim}, closed)
         if name != "budget":
             break
         taken = exits_under(chosen, scores, len(costs))
@@ -198,33 +238,12 @@ def _with_chosen_thresholds(rule, scores, correct, costs, goal):
     return chosen
 
 
-def _without_idle_exits(rule, scores, answers):
-    """The rule with those exits closed that are not worth their head.
-
-    Such an exit costs all who get there more than it saves those who leave, and no
-    right answer is lost without it.
-    """
-
-    def judged(rule):
-        taken = exits_under(rule, scores, len(answers.labels))
-        rows = np.arange(len(taken))
-        right = np.count_nonzero(answers.correct[rows, taken])
-        return right, float(np.mean(answers.costs_under(rule)[rows, taken]))
-
-    right, cost = judged(rule)
-    for exit_index in range(len(scores)):
-        values = rule.thresholds(len(scores))
-        values[exit_index] = rule.closed_value
-        without = rule.with_values(values)
-        right_without, cost_without = judged(without)
-        if right_without >= right and cost_without < cost:
-            rule, right, cost = without, right_without, cost_without
-    return rule
-
-
-def _searched(rule, scores, correct, shares, goal):
+def _searched(rule, scores, correct, shares, goal, closed):
     """The rule with the thresholds that `choose_thresholds` finds."""
     candidates, columns = candidate_columns(rule, scores)
+    for exit_index in closed:
+        candidates[exit_index] = [None]
+        columns[exit_index] = columns[exit_index][:, :1]
     choice = calibration.choose_thresholds(
         columns, correct, shares, **goal, standard_errors=_STANDARD_ERRORS
     )

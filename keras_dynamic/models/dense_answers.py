@@ -31,8 +31,9 @@ class DenseAnswers:
         labels: (n,) class numbers.
         costs: (n, exits), of a sample that leaves there, over the plain network.
         selected: (n,) exit that `Selected` takes; None for another rule.
-        passing: function of a rule that gives (exits,) what those save who pass by the
-            exits that it closes, over the plain network.
+        passing: function of a rule (None: one that asks all) and of exits that are
+            closed besides; gives (exits,) what those save who pass by closed exits,
+            over the plain network.
     """
 
     outputs: list
@@ -131,8 +132,10 @@ def dense_answers(model, x, y, batch_size, steps, rule=None):
         for output, kind in zip(outputs, kinds, strict=True)
     ]
 
-    def passing(rule):
-        asked = model.road.asked_under(rule)
+    def passing(rule, closed=()):
+        road = model.road
+        asked = road.all_exits if rule is None else road.asked_under(rule)
+        asked = tuple(number for number in asked if number not in closed)
         own = model.road.costs_of_batch(first, rule, asked)
         return np.subtract(costs.exits, own.exits) / costs.reference
 

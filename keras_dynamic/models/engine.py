@@ -126,7 +126,7 @@ class CompiledWalk:
         given = [tensor for tensor in flat if tensor is not None]
         if eagerly:
             return self._walk(x, thresholds, temperatures)
-        specs = [self._spec(tensor) for tensor in given]
+        specs = [self.spec_of(tensor) for tensor in given]
         key = str((tree.map_structure(lambda t: t is None, x), specs))
         if key not in self._functions:
             self._functions[key] = self._compiled(x, specs)
@@ -177,7 +177,7 @@ class CompiledWalk:
             tf.TensorSpec([len(self.exits)], tf.float32),
         )
 
-    def _spec(self, tensor):
+    def spec_of(self, tensor):
         """The batch axis is left open; so are sizes that the model leaves open.
 
         With gates they are not, since what a closed one saves depends on them.

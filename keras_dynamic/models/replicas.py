@@ -33,43 +33,40 @@ class ReplicatedWalk:
 
     def __call__(self, x, thresholds, temperatures):
         """As `CompiledWalk`; an array of answers in the order of the batch."""
-        count, replicas = count_rows(x), self._strategy.num_replicas_in_sync
         flat = tree.flatten(x)
         given = [tensor for tensor in flat if tensor is not None]
-        shards = np.array_split(np.arange(count), replicas)
-        # No layer runs on an empty shard, which some cannot take: its replica answers
-        # the first sample once more.
-        rows = [shard if len(shard) else np.zeros(1, "int64") for shard in shards]
-
-        def own(context):
-            taken = rows[context.replica_id_in_sync_group]
-            return [tensor[taken[0] : taken[-1] + 1] for tensor in given]
-
-        fed = self._strategy.experimental_distribute_values_from_function(own)
-        answers = self._function(x, flat)(fed, thresholds, temperatures)
+        answers = self._function(x, flat, given)(given, thresholds, temperatures)
         answers = {
             name: self._strategy.experimental_local_results(values)
             for name, values in answers.items()
         }
         segment_rows = tf.add_n(answers.pop("segment_rows"))
+        count, replicas = count_rows(x), self._strategy.num_replicas_in_sync
+        sizes = [_shard(count, replicas, number)[1] for number in range(replicas)]
         joined = {
             name: np.concatenate(
-                [
-                    part.numpy()[: len(shard)]
-                    for part, shard in zip(parts, shards, strict=True)
-                ]
+                [p.numpy()[:n] for p, n in zip(parts, sizes, strict=True)]
             )
             for name, parts in answers.items()
         }
         return {**joined, "segment_rows": segment_rows}
 
-    def _function(self, x, flat):
-        """The compiled function for batches with the same inputs absent."""
+    def _function(self, x, flat, given):
+        """The compiled function for batches of one kind, of any size."""
         absent = tuple(tensor is None for tensor in flat)
-        if absent not in self._functions:
+        specs = [self._walk.spec_of(tensor) for tensor in given]
+        key = absent, *map(str, specs)
+        if key not in self._functions:
 
             def walk(given, thresholds, temperatures):
-                given = iter(given)
+                number = tf.distribute.get_replica_context().replica_id_in_sync_group
+                replicas = self._strategy.num_replicas_in_sync
+                with tf.device("CPU"):  # whence only the shard travels
+                    start, size = _shard(tf.shape(given[0])[0], replicas, number)
+                    # No layer runs on an empty shard, which some cannot take: its
+                    # replica answers the first sample once more.
+                    start, size = tf.where(size > 0, start, 0), tf.maximum(size, 1)
+                    given = iter([tensor[start : start + size] for tensor in given])
                 filled = [None if missing else next(given) for missing in absent]
                 packed = tree.pack_sequence_as(x, filled)
                 return self._walk(packed, thresholds, temperatures, eagerly=True)
@@ -77,7 +74,23 @@ class ReplicatedWalk:
             def run(*given):
                 return self._strategy.run(walk, given)
 
-            self._functions[absent] = tf.function(
-                run, autograph=False, reduce_retracing=True
+            exits = len(self._walk.exits)
+            self._functions[key] = tf.function(
+                run, autograph=False
+            ).get_concrete_function(
+                specs,
+                tf.TensorSpec([exits - 1], tf.float32),
+                tf.TensorSpec([exits], tf.float32),
             )
-        return self._functions[absent]
+        return self._functions[key]
+
+
+def _shard(rows, replicas, number):
+    """(start, size) of one replica's rows; the first ones have one more if need be."""
+    size, rest = rows // replicas, rows % replicas
+    if isinstance(rows, int):
+        return number * size + min(number, rest), size + int(number < rest)
+    return (
+        number * size + tf.minimum(number, rest),
+        size + tf.cast(number < rest, tf.int32),
+    )
