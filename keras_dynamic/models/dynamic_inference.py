@@ -23,14 +23,23 @@ class DynamicInference:
 
         A segment computes only the samples that reach it, and one that nobody reaches
         does not run. A short input is walked batch by batch, each in one compiled
-        TensorFlow function. In a long one, survivors of several batches wait at each
-        segment until it is worth running, never more than a batch of them; after some
-        seconds of work it is measured once which segments XLA runs faster on full
-        batches, and those are compiled. Neither changes an answer, but for a sample
-        whose score lies within rounding (1e-6) of a threshold. Batches are not pooled
-        where `callbacks` are given, which may read each one's outputs, nor under
-        `Selected`, with inputs of open sizes, or where `run_eagerly=True`. A sample
-        that was fed a NaN never leaves early.
+        TensorFlow function. In a long one (four batches or more), survivors of several
+        batches wait at each segment until it is worth running, never more than two
+        batches of them, and the next batches begin meanwhile. After some work the
+        segments are compiled with the weights as constants (as long as these do not
+        change), and by XLA where that measures faster on full batches; where leaving
+        early takes longer than computing everything at once, everything is computed,
+        and `verbose` says so. None of it changes an answer, but for a sample whose
+        score lies within rounding (1e-6) of a threshold; `cost` is what was executed.
+
+        Batches are not pooled where `callbacks` are given, which may read each one's
+        outputs, nor where `run_eagerly=True`. In a model made under `MirroredStrategy`
+        every replica walks its own shard of each batch. A sample that was fed a NaN
+        never leaves early.
+
+        The heads of exits that the model's own rule closes (threshold `None`) are not
+        computed, unless the rule remembers earlier exits. A `rule` given for the call
+        asks every exit, so that rules that are tried out share compiled functions.
 
         Args:
             x: as in `predict`: array(s), a dict, `tf.data.Dataset`, `PyDataset` or
