@@ -135,6 +135,23 @@ def test_points_lie_where_they_should(tmp_path):
     ]
 
 
+def test_a_reliability_diagram_by_hand():
+    """Bins of the early exit at T = 1: (.5, 0), (.6, 1), (.8, .5) twice.
+
+    From the least on, 0, to 1: over 62 to 282 pixels, and 244 up to 14.
+    """
+    diagram = _page._diagram(by_hand().exits[0])
+    expected = [(172, 244, 1), (194, 14, 1), (238, 129, 1), (238, 129, 1)]
+    assert diagram["before"] == expected
+    sure = dataclasses.replace(
+        by_hand().exits[1], reliability_before=((0.9, 0.75, 4),), reliability_after=()
+    )
+    # From 0.7 to 1: 0.9 lies two thirds along, 0.75 a sixth up.
+    assert _page._diagram(sure)["before"] == [
+        pytest.approx((62 + 220 * 2 / 3, 244 - 230 / 6, 4), abs=0.06)
+    ]
+
+
 @pytest.mark.parametrize(
     ("low", "high", "expected"),
     [

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from keras_dynamic.calibration import choose_thresholds, pareto_front, threshold_front
-from keras_dynamic.calibration._search import can_see_all
+from keras_dynamic.calibration._search import Front, can_see_all
 from keras_dynamic.calibration._walk import Walk
 from tests.calibration.test_search import threshold_problem
 
@@ -40,6 +40,18 @@ def every_choice(leaves, correct, costs, standard_errors=0.0):
         # n times the standard error of the mean difference: sqrt(n * variance).
         margin = standard_errors * math.sqrt(len(correct) * np.var(difference))
         yield columns, np.mean(costs[taken]), right.sum(), right.sum() - margin
+
+
+def test_a_front_of_ties():
+    # Of one cost the most right, of as many right the cheapest, of equals the first.
+    num_correct = np.array([3, 5, 4, 5, 5, 6, 2])
+    mean_cost = np.array([0.2, 0.3, 0.3, 0.3, 0.4, 0.5, 0.6])
+    front = Front.of(num_correct, mean_cost, np.arange(7)[:, None])
+    np.testing.assert_array_equal(front.columns[:, 0], [0, 1, 5])
+    both = Front.merged(
+        [front, Front.of(np.array([6]), np.array([0.3]), np.array([[9]]))]
+    )
+    np.testing.assert_array_equal(both.columns[:, 0], [0, 9])
 
 
 @pytest.mark.parametrize(("num_early", "seed"), [(1, 0), (2, 1), (2, 2), (3, 3)])

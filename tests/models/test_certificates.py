@@ -159,8 +159,16 @@ def test_the_report_of_a_certificate(trained):
     [
         ({"risk_confidence": 0.9}, ValueError, "needs a `max_accuracy_drop`"),
         ({"risk_confidence": 0.9, "budget": 0.5}, ValueError, "`max_accuracy_drop`"),
-        ({"risk_confidence": 0, "max_accuracy_drop": 0.1}, ValueError, "confidence=0"),
-        ({"risk_confidence": 1, "max_accuracy_drop": 0.1}, ValueError, "confidence=1"),
+        (
+            {"risk_confidence": 0, "max_accuracy_drop": 0.1},
+            ValueError,
+            "risk_confidence=0",
+        ),
+        (
+            {"risk_confidence": 1, "max_accuracy_drop": 0.1},
+            ValueError,
+            "risk_confidence=1",
+        ),
         ({"risk_confidence": "0.9", "max_accuracy_drop": 0.1}, TypeError, "'0.9'"),
         ({"risk_confidence": True, "max_accuracy_drop": 0.1}, TypeError, "True"),
         ({"risk_confidence": 0.9, "max_accuracy_drop": 1.0}, ValueError, "drop=1.0"),
