@@ -88,6 +88,11 @@ ORDERED = {
         "discretizing",
         "pairs",
         "upcycling",
+        "head_style",
+        "cuts",
+        "opening",
+        "suggestions",
+        "adding_exits",
     ),
     "tuning": (
         "hyperparameters",
