@@ -28,6 +28,7 @@ _PASSING = (
     keras.layers.MaxPooling2D,
     keras.layers.MaxPooling3D,
 )
+_PREPARING = (keras.layers.Normalization, keras.layers.Rescaling)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -276,7 +277,8 @@ class Cuts:
 
     def _works(self, index):
         operation = self._steps[index].operation
-        passing = isinstance(operation, _PASSING) or is_normalization(operation)
+        passing = isinstance(operation, (*_PASSING, *_PREPARING))
+        passing = passing or is_normalization(operation)
         return self._flops[index] > 0 and not (passing or is_activation(operation))
 
 
