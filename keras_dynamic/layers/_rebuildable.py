@@ -14,8 +14,9 @@ def unknown_arguments(layer):
     class that is made from its own config nobody notices; in any other model they
     cannot be loaded.
     """
-    cls = type(layer)
-    if cls.from_config.__func__ is not keras.Layer.from_config.__func__:
+    cls, config = type(layer), layer.get_config()
+    own = cls.from_config.__func__ is keras.Layer.from_config.__func__
+    if cls.__module__.startswith("keras.") or not own or _can_be_made(cls, config):
         return []
     known = set()
     for base in cls.__mro__:
@@ -24,7 +25,16 @@ def unknown_arguments(layer):
         open_ended = any(each.kind is each.VAR_KEYWORD for each in parameters)
         if base is keras.Layer or not open_ended:
             break
-    return [name for name in layer.get_config() if name not in known]
+    return [name for name in config if name not in known]
+
+
+def _can_be_made(cls, config):
+    # Nothing but trying tells: a constructor may take names out of its `**kwargs`.
+    try:
+        cls.from_config(dict(config))
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 @keras.saving.register_keras_serializable(package="keras_dynamic")
@@ -53,8 +63,8 @@ class Rebuildable(keras.layers.Layer):
     def compute_mask(self, inputs, previous_mask):
         return self.layer.compute_mask(inputs, previous_mask)
 
-    def compute_output_shape(self, input_shape):
-        return self.layer.compute_output_shape(input_shape)
+    def compute_output_spec(self, inputs, **kwargs):
+        return self.layer.compute_output_spec(inputs, **kwargs)
 
     def get_config(self):
         layer = keras.saving.serialize_keras_object(self.layer)

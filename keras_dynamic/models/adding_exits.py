@@ -241,13 +241,11 @@ class _Placing:
         value = self.graph.outputs[0]
         if self.classifies:
             return self.tensor_of(value)
-        return self._attached(value, "final", normalized=True)
+        return self._attached(value, "final", last=True)
 
-    def _attached(self, value, name, normalized=False):
+    def _attached(self, value, name, last=False):
         tensor = self.tensor_of(value)
-        layers = self.style.layers_for(
-            tensor, self.units, name, self._arguments, normalized
-        )
+        layers = self.style.layers_for(tensor, self.units, name, self._arguments, last)
         mask = mask_for(value, self.graph.producers())
         for layer in layers[:-1]:
             tensor = layer(tensor)

@@ -114,7 +114,7 @@ class HeadStyle:
         """The value that the own head stands on, or None."""
         return self.steps[0].inputs[0] if self.steps else None
 
-    def layers_for(self, spec, units, name, arguments, normalized=False):
+    def layers_for(self, spec, units, name, arguments, last=False):
         """The layers of a head, to be called one after the other.
 
         Args:
@@ -122,10 +122,11 @@ class HeadStyle:
             units: number of classes.
             name: of the exit.
             arguments: dict of `EarlyExit` arguments that count more than the style.
-            normalized: whether the tensor is what the model's own head normalizes.
+            last: whether it stands on what the model gives, after the normalization
+                and hidden layers of its own.
         """
         rank, layers = len(spec.shape), []
-        if self.normalization is not None and not normalized:
+        if self.normalization is not None and not last:
             kind, config = self.normalization
             new = {"name": f"{name}_normalization", "trainable": True}
             layers.append(kind.from_config({**config, **new}))
@@ -146,7 +147,7 @@ class HeadStyle:
             "dtype": self.dtype,
         }
         exit_layer = EarlyExit(units, name=name, **{**own, **arguments})
-        if self.hidden_units and "hidden_units" not in arguments:
+        if self.hidden_units and not last and "hidden_units" not in arguments:
             # As the own head has them, unless they would widen what they are given.
             widths = self.hidden_units
             if max(widths) <= exit_layer.count_features(spec.shape):

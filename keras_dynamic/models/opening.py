@@ -65,10 +65,13 @@ def unrolled(layer):
 
 def _stand_in(step):
     layer = step.operation
-    alone = len(step.inputs_in_order()) == 1
-    parts = unrolled(layer) if alone else None
-    if parts is not None:
-        return _Chain(parts, layer.name)
+    parts = unrolled(layer) if len(step.inputs_in_order()) == 1 else None
+    if parts is None:
+        return _rebuildable(layer)
+    return _Chain([_rebuildable(part) for part in parts], layer.name)
+
+
+def _rebuildable(layer):
     if isinstance(layer, keras.Layer) and unknown_arguments(layer):
         return Rebuildable(layer, name=layer.name, dtype=layer.dtype_policy)
     return layer
