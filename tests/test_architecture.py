@@ -75,6 +75,7 @@ ORDERED = {
         "structure",
         "structure",
         "weight_decay",
+        "training_exits",
         "serving",
         "dynamic_inference",
         "dynamic_model",

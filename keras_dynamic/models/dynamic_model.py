@@ -19,6 +19,7 @@ from keras_dynamic.models.structure import (
     shapes_of_inputs,
     with_selector_output,
 )
+from keras_dynamic.models.training_exits import fit_exits
 from keras_dynamic.models.weight_decay import exclude_from_weight_decay
 
 __all__ = ["DynamicModel"]
@@ -199,6 +200,45 @@ class DynamicModel(DynamicInference, keras.Model):
         if self.optimizer is not None and self.built:
             # Else the optimizer's state in a file has nowhere to go.
             self.optimizer.build(self.trainable_variables)
+
+    def fit_exits(self, x=None, y=None, **kwargs):
+        """Trains the early exits alone: the second stage, on a trained network.
+
+        For its duration everything that the last exit needs is frozen (batch
+        normalizations there run in inference mode), and a selector as well; only the
+        heads of early exits learn. A new optimizer with the configuration of the
+        compiled one does it. Then, after an exception too, trainable layers and
+        optimizer, with its state, are what they were. The answers of the last exit do
+        not change. The losses are those of `fit`, the last exit's among them.
+
+        Args:
+            x, y, **kwargs: as in `fit`.
+
+        Returns:
+            A `History`, as `fit` does.
+
+        Raises:
+            RuntimeError: before `compile`.
+            ValueError: if no early exit has trainable weights of its own.
+
+        Example:
+
+        ```python
+        x, y = np.random.rand(64, 8), np.random.randint(0, 3, 64)
+        layers = [keras.layers.Dense(16, "relu") for _ in range(3)]
+        layers += [keras.layers.Dense(3, "softmax")]
+        model = kd.add_exits(keras.Sequential([keras.Input((8,)), *layers]), at=0.5)
+        model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
+        history = model.fit_exits(x, y, epochs=2, verbose=0)
+        print(sorted(history.history))  # accuracy, ..., exit_1_accuracy, ...
+        ```
+
+        Reference:
+            Xin, Tang, Lee, Yu and Lin, "DeeBERT: Dynamic Early Exiting for
+            Accelerating BERT Inference", ACL 2020 (two-stage fine-tuning). Dropout in
+            the frozen part stays active, as in their code and in any `fit`.
+        """
+        return fit_exits(self, x, y, **kwargs)
 
     def compute_loss(
         self, x=None, y=None, y_pred=None, sample_weight=None, training=True
