@@ -106,9 +106,8 @@ def add_exits(
         for number, cut in enumerate(chosen, start=1)
     ]
     outputs.append(place.final_output())
-    return DynamicModel(
-        place.model.input, outputs, exit_rule=exit_rule, name=model.name
-    )
+    inputs = functional_of(place.model).input
+    return DynamicModel(inputs, outputs, exit_rule=exit_rule, name=model.name)
 
 
 def suggest_exits(model, units=None, input_shape=None, **arguments):

@@ -255,12 +255,22 @@ class Cuts:
             worked = any(
                 new >> i & 1 and self._works(i) for i in range(len(self._steps))
             )
-            if others == [value] and 0 < cut.share < 1 and worked:
+            clean = others == [value] and self._all_else_follows(index)
+            if clean and 0 < cut.share < 1 and worked:
                 found.append(cut)
                 last = self._before[index]
         return tuple(
             dataclasses.replace(cut, ends_block=_ends_block(found, i))
             for i, cut in enumerate(found)
+        )
+
+    def _all_else_follows(self, index):
+        """Whether no other branch begins at the inputs; masks made of them may."""
+        return all(
+            self._before[index] >> later & 1
+            or before >> index & 1
+            or self._weightless.issuperset(self._steps[later].outputs)
+            for later, before in enumerate(self._before)
         )
 
     def _goes_on(self, index, value):

@@ -5,6 +5,7 @@ import dataclasses
 import keras
 import numpy as np
 
+from keras_dynamic._compat import functional_of
 from keras_dynamic.layers._rebuildable import Rebuildable, unknown_arguments
 from keras_dynamic.models.graph import build_graph, run_steps
 from keras_dynamic.models.segments import needed_steps
@@ -23,7 +24,7 @@ def inlined(model):
     Raises:
         ValueError: if two layers of nested models have the same name.
     """
-    graph = build_graph(model)
+    graph = build_graph(functional_of(model))
     made, steps = {}, []
     for step in needed_steps(graph, graph.outputs):
         operation = step.operation
@@ -33,7 +34,8 @@ def inlined(model):
     _check_names(steps)
     values = dict(zip(graph.inputs, model.inputs, strict=True))
     run_steps(steps, values)
-    return keras.Model(model.input, values[graph.outputs[0]], name=model.name)
+    inputs = functional_of(model).input  # a `Sequential` that was not called has none
+    return keras.Model(inputs, values[graph.outputs[0]], name=model.name)
 
 
 def unrolled(layer):

@@ -3,9 +3,9 @@
 import keras
 import numpy as np
 import pytest
-from tests.models.small_models import dense_data, dense_model
 
 import keras_dynamic as kd
+from tests.models.small_models import dense_data, dense_model
 
 
 def model_with_normalization():
