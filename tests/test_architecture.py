@@ -67,6 +67,7 @@ ORDERED = {
         "prediction",
         "heads",
         "per_exit",
+        "distilling",
         "selection",
         "inference",
         "exit_table",

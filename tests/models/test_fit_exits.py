@@ -3,8 +3,10 @@
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 import keras_dynamic as kd
+from tests.layers.checks import two_replicas
 from tests.models.small_models import dense_data, dense_model
 
 
@@ -133,8 +135,6 @@ def test_everything_is_put_back_after_an_exception():
 
 
 def test_it_takes_what_fit_takes():
-    import tensorflow as tf
-
     model = dense_model()
     x, y = dense_data()
     data = tf.data.Dataset.from_tensor_slices((x, y)).batch(10)
@@ -205,3 +205,15 @@ def test_mixed_precision():
     history = model.fit_exits(x, y, epochs=2, verbose=0)
     assert np.isfinite(history.history["loss"]).all()
     np.testing.assert_array_equal(middle, copied(model.layers[1].kernel))
+
+
+def test_two_replicas():
+    with two_replicas().scope():
+        model = dense_model()
+    x, y = dense_data()
+    head, trunk = model.get_layer("exit_1").classifier, model.layers[1]
+    before = copied(trunk.kernel), copied(head.kernel)
+    model.fit_exits(x, y, batch_size=20, verbose=0)
+    assert np.array_equal(before[0], copied(trunk.kernel))
+    assert not np.array_equal(before[1], copied(head.kernel))
+    assert trunk.kernel.trainable
