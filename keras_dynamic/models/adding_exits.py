@@ -71,7 +71,8 @@ def add_exits(
             they count more than the model's own style.
 
     Returns:
-        A `kd.DynamicModel` with exits `exit_1`, `exit_2`, ... and the model's own.
+        A `kd.DynamicModel` with exits `exit_1`, `exit_2`, ... (`exit_1_1` where a layer
+        is called so already) and the model's own.
 
     Raises:
         ValueError: for a model without a graph or with several outputs; shares outside
@@ -102,7 +103,7 @@ def add_exits(
         place = _Placing(inlined(place.model), units, input_shape, arguments)
         chosen = place.choose(at)
     outputs = [
-        place.head_on(cut.value, f"exit_{number}")
+        place.head_on(cut.value, place.free_name(f"exit_{number}"))
         for number, cut in enumerate(chosen, start=1)
     ]
     outputs.append(place.final_output())
@@ -217,6 +218,16 @@ class _Placing:
     def tensor_of(self, value):
         return self._tensors.get(value)
 
+    def free_name(self, name):
+        """A name that no layer has, `name` itself where it is free."""
+        taken = {layer.name for layer in self.model.layers}
+        taken |= {step.name for step in self.graph.steps}
+        free, number = name, 0
+        while free in taken:
+            number += 1
+            free = f"{name}_{number}"
+        return free
+
     def head_on(self, value, name):
         """The output of a new head on a value of the graph."""
         share = self.head_share(value)
@@ -240,7 +251,7 @@ class _Placing:
         value = self.graph.outputs[0]
         if self.classifies:
             return self.tensor_of(value)
-        return self._attached(value, "final", last=True)
+        return self._attached(value, self.free_name("final"), last=True)
 
     def _attached(self, value, name, last=False):
         tensor = self.tensor_of(value)

@@ -125,6 +125,26 @@ class TestPlaces:
         model = kd.add_exits(network, at="lstm", input_shape=(4,))
         assert model.predict(np.ones((2, 7), "int32"), verbose=0)[0].shape == (2, 3)
 
+    def test_layers_that_cannot_be_counted_are_named(self):
+        inputs = keras.Input((6,))
+        hidden = keras.layers.Dense(6)(inputs)
+        hidden = Loop(name="loop")(hidden)
+        hidden = keras.layers.Dense(6, name="after")(hidden)
+        network = keras.Model(inputs, keras.layers.Dense(3, "softmax")(hidden))
+        with pytest.warns(UserWarning, match=r"cannot be counted: \['loop'\]"):
+            suggestions = kd.suggest_exits(network)
+        assert suggestions.names == [network.layers[1].name]
+
+
+class Loop(keras.layers.Layer):
+    def call(self, inputs):
+        return keras.ops.while_loop(
+            lambda i, x: i < 3, lambda i, x: (i + 1, x), (0, inputs)
+        )[1]
+
+    def compute_output_shape(self, input_shape):
+        return input_shape
+
 
 class TestHeads:
     def test_logits_for_logits(self):
@@ -387,6 +407,14 @@ class TestBadInput:
         ):
             model = kd.add_exits(ladder(), at=0.9)
         assert model.get_layer("exit_1").input is model.get_layer("step_3").output
+
+    def test_names_that_are_taken(self):
+        network = ladder()
+        layers = [keras.layers.Dense(10, name="exit_1"), *network.layers[-2:]]
+        model = kd.add_exits(
+            keras.Sequential([keras.Input((10,)), *layers]), at="exit_1"
+        )
+        assert model.exit_names == ["exit_1_1", "final"]
 
     def test_several_outputs(self):
         network = ladder()
