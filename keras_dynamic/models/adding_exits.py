@@ -1,6 +1,7 @@
 """add_exits: early exits on a model that has none."""
 
 import dataclasses
+import itertools
 import numbers
 import warnings
 
@@ -102,6 +103,7 @@ def add_exits(
     if any(place.tensor_of(cut.value) is None for cut in chosen):
         place = _Placing(inlined(place.model), units, input_shape, arguments)
         chosen = place.choose(at)
+    _warn_of_distances(at, chosen)
     outputs = [
         place.head_on(cut.value, place.free_name(f"exit_{number}"))
         for number, cut in enumerate(chosen, start=1)
@@ -183,23 +185,10 @@ class _Placing:
         """A `Cut` for each entry, in ascending order."""
         chosen = []
         for entry in at:
-            if isinstance(entry, str):
-                chosen.append(self.cuts.named(entry))
-                continue
-            cut = self.cuts.nearest(entry)
-            if abs(cut.share - entry) > _TOLERANCE:
-                warnings.warn(
-                    f"The clean cut nearest to {entry} of the cost is after "
-                    f"'{cut.name}', at {cut.share:.3f}. `kd.suggest_exits(model)` "
-                    "lists the places; or name a layer.",
-                    stacklevel=3,
-                )
-            chosen.append(cut)
-        for (first, one), (second, other) in zip(
-            zip(at, chosen, strict=True),
-            list(zip(at, chosen, strict=True))[1:],
-            strict=False,
-        ):
+            find = self.cuts.named if isinstance(entry, str) else self.cuts.nearest
+            chosen.append(find(entry))
+        pairs = zip(at, chosen, strict=True)
+        for (first, one), (second, other) in itertools.pairwise(pairs):
             if one.value is other.value:
                 places = [f"'{cut.name}' ({cut.share:.3f})" for cut in self.cuts.clean]
                 raise ValueError(
@@ -286,11 +275,22 @@ def _checked_at(at):
                 f"{entry} in at={at!r}."
             )
         shares.append(float(entry))
-    if any(one >= other for one, other in zip(shares, shares[1:], strict=False)):
+    if any(one >= other for one, other in itertools.pairwise(shares)):
         raise ValueError(
             f"`at` must hold shares in ascending order. Received: at={at!r}."
         )
     return tuple(entries)
+
+
+def _warn_of_distances(at, chosen):
+    for entry, cut in zip(at, chosen, strict=True):
+        if not isinstance(entry, str) and abs(cut.share - entry) > _TOLERANCE:
+            warnings.warn(
+                f"The clean cut nearest to {entry} of the cost is after '{cut.name}', "
+                f"at {cut.share:.3f}. `kd.suggest_exits(model)` lists the places; or "
+                "name a layer.",
+                stacklevel=3,
+            )
 
 
 def _check_one_output(model):

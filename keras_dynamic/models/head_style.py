@@ -146,6 +146,10 @@ class HeadStyle:
             "data_format": self.data_format,
             "dtype": self.dtype,
         }
+        pooling = arguments.get("pooling")
+        if isinstance(pooling, keras.Layer):  # each exit has its own
+            copy = type(pooling).from_config(pooling.get_config())
+            arguments = {**arguments, "pooling": copy}
         exit_layer = EarlyExit(units, name=name, **{**own, **arguments})
         if self.hidden_units and not last and "hidden_units" not in arguments:
             # As the own head has them, unless they would widen what they are given.

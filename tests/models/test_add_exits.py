@@ -275,6 +275,13 @@ class TestHeads:
         ):
             kd.add_exits(backbone)
 
+    def test_a_pooling_layer_is_copied_for_each(self):
+        pooling = keras.layers.Conv2D(2, 3, strides=2)
+        model = kd.add_exits(residual(), ["stem_relu", "block_1_relu"], pooling=pooling)
+        own = [model.get_layer(f"exit_{i}").pooling for i in (1, 2)]
+        assert len({id(layer) for layer in (pooling, *own)}) == 3
+        assert not pooling.built and own[0].built
+
     def test_a_head_that_costs_more_than_it_saves(self):
         network = ladder((10, 10, 10, 200))
         with pytest.warns(UserWarning, match="'exit_1'.*costs.*more than.*saves"):
