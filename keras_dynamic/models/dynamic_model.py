@@ -216,10 +216,18 @@ class DynamicModel(DynamicInference, keras.Model):
             exclude_from_weight_decay(self.optimizer, self)
         _compat.replace_compile_config(self, **given)
 
+    def get_compile_config(self):
+        config = super().get_compile_config()
+        if config and self.optimizer is not None and not self.optimizer.built:
+            # Never trained, but for its exits by `fit_exits`.
+            return {**config, "optimizer_built": False}
+        return config
+
     def compile_from_config(self, config):
-        config = keras.saving.deserialize_keras_object(config)
+        config = dict(keras.saving.deserialize_keras_object(config))
+        has_state = config.pop("optimizer_built", True)
         self.compile(**config)
-        if self.optimizer is not None and self.built:
+        if self.optimizer is not None and self.built and has_state:
             # Else the optimizer's state in a file has nowhere to go.
             self.optimizer.build(self.trainable_variables)
 

@@ -146,6 +146,24 @@ def test_it_takes_what_fit_takes():
     model.fit_exits(x, y, sample_weight=np.ones(40), batch_size=20, verbose=0)
 
 
+@pytest.mark.parametrize("trained", [False, True])
+def test_a_file_holds_the_state_that_the_optimizer_has(trained, tmp_path):
+    """Loading warns of nothing, which would fail this test."""
+    model = dense_model()
+    model.compile("adam", "sparse_categorical_crossentropy")
+    x, y = dense_data()
+    if trained:
+        model.fit(x, y, verbose=0)
+    model.fit_exits(x, y, verbose=0)
+    model.save(tmp_path / "model.keras")
+    again = keras.models.load_model(tmp_path / "model.keras")
+    assert again.optimizer.built == trained
+    state = [copied(v) for v in model.optimizer.variables]
+    for one, other in zip(state, again.optimizer.variables, strict=True):
+        np.testing.assert_allclose(one, copied(other), rtol=1e-6)
+    again.fit(x, y, verbose=0)
+
+
 def test_a_frozen_head_stays_frozen():
     model = dense_model()
     model.get_layer("exit_1").trainable = False
