@@ -60,9 +60,10 @@ def network():
     return keras.Model(inputs, layers.Dense(10, "softmax", name="final")(x))
 
 
-def compiled(model, **arguments):
+def compiled(model, epochs, **arguments):
+    rate = keras.optimizers.schedules.CosineDecay(3e-3, epochs * (TRAINING // BATCH))
     model.compile(
-        keras.optimizers.Adam(2e-3),
+        keras.optimizers.Adam(rate),
         "sparse_categorical_crossentropy",
         metrics=["accuracy"],
         **arguments,
@@ -84,14 +85,14 @@ def main():
     rows = {way: [] for way in WAYS}
     for seed in SEEDS:
         keras.utils.set_random_seed(seed)
-        plain = compiled(network())
+        plain = compiled(network(), EPOCHS[0])
         plain.fit(*training, batch_size=BATCH, epochs=EPOCHS[0], verbose=0)
         model = kd.add_exits(plain, at=(0.2, 0.5, 0.8))
         weights = model.get_weights()
         for way, (method, arguments) in WAYS.items():
             keras.utils.set_random_seed(seed)
             model.set_weights(weights)
-            compiled(model, **arguments)
+            compiled(model, EPOCHS[1], **arguments)
             start = time.perf_counter()
             train = getattr(model, method)
             train(*training, batch_size=BATCH, epochs=EPOCHS[1], verbose=0)

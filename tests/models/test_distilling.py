@@ -8,7 +8,6 @@ import pytest
 from scipy.special import log_softmax, softmax
 
 import keras_dynamic as kd
-from keras_dynamic.ops.distillation import softened_divergence
 from tests.layers.checks import two_replicas
 from tests.models.small_models import dense_data, dense_model
 
@@ -18,14 +17,6 @@ def divergence(teacher, student, temperature):
     p = softmax(teacher / temperature, axis=1)
     logarithms = [log_softmax(z / temperature, axis=1) for z in (teacher, student)]
     return temperature**2 * (p * (logarithms[0] - logarithms[1])).sum(axis=1)
-
-
-def test_by_hand():
-    # T = 2: logits (2 log 3, 0) / 2 -> p = (3/4, 1/4); (0, 0) -> q = (1/2, 1/2).
-    # KL = 3/4 log(3/2) + 1/4 log(1/2) = 0.304099 - 0.173287 = 0.130812; times 4.
-    teacher = np.array([[2 * np.log(3.0), 0.0]], "float32")
-    found = softened_divergence(teacher, np.zeros((1, 2), "float32"), 2.0)
-    np.testing.assert_allclose(found, [4 * 0.130812], rtol=1e-5)
 
 
 def cross_entropy(probabilities, y):
