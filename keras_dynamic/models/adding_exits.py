@@ -52,9 +52,8 @@ def add_exits(
     that the blocks are called with goes to the exits too.
 
     Where a cut lies within a nested model the result has the layers of nested models
-    directly. ViT's and DeiT's encoders in keras-hub, which are one layer, are taken
-    apart. Layers that stand inside of others, recurrent steps among them, cannot be
-    cut.
+    directly. The encoder of keras-hub's ViT, which is one layer, is taken apart. Layers
+    that stand inside of others, recurrent steps among them, cannot be cut.
 
     Args:
         model: functional or built `Sequential` `keras.Model` with one output.

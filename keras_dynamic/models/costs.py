@@ -219,7 +219,9 @@ def static_specs(graph, input_shapes):
                 f"The cost of '{step.name}' cannot be told, since its output's "
                 f"size is unknown: {tuple(step.outputs[0].spec.shape)}."
             )
-        specs.update(zip(step.outputs, known, strict=True))
+        # Keras takes a dense tensor times a number for sparse.
+        dense = [keras.KerasTensor(spec.shape, spec.dtype) for spec in known]
+        specs.update(zip(step.outputs, dense, strict=True))
     return specs
 
 

@@ -38,11 +38,6 @@ _OF_HEADS = (
     keras.layers.Reshape,
 )
 _OPERATIONS_OF_HEADS = {"Flatten", "GetItem", "Mean", "Max", "Reshape", "Squeeze"}
-_NORMALIZATIONS = (
-    keras.layers.BatchNormalization,
-    keras.layers.LayerNormalization,
-    keras.layers.RMSNormalization,
-)
 _ACTIVATIONS = (
     keras.layers.Activation,
     keras.layers.ELU,
@@ -65,7 +60,11 @@ _DROPOUTS = {
 
 
 def is_normalization(operation):
-    return isinstance(operation, _NORMALIZATIONS)
+    if not isinstance(operation, keras.Layer):
+        return False
+    name = type(operation).__name__  # keras-hub has several of its own
+    named = "RMSNorm" in name or "LayerNorm" in name
+    return named or isinstance(operation, keras.layers.BatchNormalization)
 
 
 def is_activation(operation):
@@ -165,8 +164,7 @@ class HeadStyle:
         total = 0
         for layer in self.layers_for(spec, units, "head", arguments):
             layer.build(spec.shape)
-            shape = layer.compute_output_shape(spec.shape)
-            output = keras.KerasTensor(shape, spec.dtype)
+            output = layer.compute_output_spec(spec)
             flops = operation_flops(layer, (spec,), {}, [output])
             if flops is None:
                 return None
@@ -313,8 +311,10 @@ def _along_features(step):
     axes = list(axes) if isinstance(axes, (list, tuple)) else [axes]
     if len(axes) != 1:
         return None
-    last = axes[0] in (-1, len(step.inputs[0].spec.shape) - 1)
-    return type(step.operation), {**config, "axis": -1 if last else axes[0]}
+    if "axis" in config:  # keras-hub's own have none
+        last = axes[0] in (-1, len(step.inputs[0].spec.shape) - 1)
+        config["axis"] = -1 if last else axes[0]
+    return type(step.operation), config
 
 
 def _dropout(chain):

@@ -227,6 +227,17 @@ class TestHeads:
         assert normal.epsilon == 0.01
         assert model.get_layer("exit_1_activation").max_value == 6.0
 
+    def test_a_normalization_of_somebody_else(self):
+        """keras-hub's has no axis, and only its name tells what it is."""
+        inputs = keras.Input((5, 8))
+        hidden = keras.layers.Dense(8, name="block_1")(inputs)
+        hidden = keras.layers.Add()([hidden, keras.layers.Dense(8)(hidden)])
+        hidden = OwnRMSNorm(gain=3.0)(hidden)
+        hidden = keras.layers.GlobalAveragePooling1D()(hidden)
+        network = keras.Model(inputs, keras.layers.Dense(3)(hidden))
+        model = kd.add_exits(network, at="block_1")
+        assert model.get_layer("exit_1_normalization").gain == 3.0
+
     def test_a_normalization_of_a_convolution_is_not_taken_over(self):
         model = kd.add_exits(residual(), at="block_1_relu")
         assert not any("normalization" in layer.name for layer in model.layers)
@@ -286,6 +297,19 @@ class TestHeads:
         network = ladder((10, 10, 10, 200))
         with pytest.warns(UserWarning, match="'exit_1'.*costs.*more than.*saves"):
             kd.add_exits(network, at="step_3", hidden_units=[1000])
+
+
+class OwnRMSNorm(keras.layers.Layer):
+    def __init__(self, gain, **kwargs):
+        super().__init__(**kwargs)
+        self.gain = gain
+
+    def call(self, inputs):
+        square = keras.ops.mean(inputs * inputs, axis=-1, keepdims=True)
+        return self.gain * inputs * keras.ops.rsqrt(square + 1e-6)
+
+    def get_config(self):
+        return {**super().get_config(), "gain": self.gain}
 
 
 class Block(keras.layers.Layer):
