@@ -41,6 +41,10 @@ from keras_dynamic.layers.layerwise_selector import LayerwiseSelector  # noqa: E
 from keras_dynamic.layers.skip_gate import SkipGate  # noqa: E402
 from keras_dynamic.layers.sparse_moe import SparseMoE  # noqa: E402
 from keras_dynamic.models import rules  # noqa: E402
+from keras_dynamic.models.adding_exits import (  # noqa: E402
+    add_exits,
+    suggest_exits,
+)
 from keras_dynamic.models.binding import bind_costs  # noqa: E402
 from keras_dynamic.models.discretizing import discretize  # noqa: E402
 from keras_dynamic.models.dynamic_model import DynamicModel  # noqa: E402
@@ -63,6 +67,7 @@ __all__ = [
     "LayerwiseSelector",
     "SkipGate",
     "SparseMoE",
+    "add_exits",
     "bind_costs",
     "calibration",
     "callbacks",
@@ -72,6 +77,7 @@ __all__ = [
     "rules",
     "split",
     "strip_exits",
+    "suggest_exits",
     "upcycle",
 ]
 

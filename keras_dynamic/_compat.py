@@ -43,6 +43,7 @@ __all__ = [
     "set_mask",
     "show_mask",
     "takes_a_graph",
+    "training_otherwise",
     "under_xla",
     "validation_writer",
 ]
@@ -258,6 +259,41 @@ def replace_compile_config(model, **arguments):
     those (they hold variables) are not what a saved model should ask for again.
     """
     model._compile_config = SerializableDict(**arguments)
+
+
+@contextlib.contextmanager
+def training_otherwise(model, optimizer):
+    """Around a `fit` with another optimizer and other layers frozen, as it ends too.
+
+    Keras' setter of `trainable` reaches all layers inside, so that putting it back
+    would unfreeze what the user froze there; and Keras warns where flags differ from
+    those at `compile`, which would be called again for nothing: optimizers have states.
+
+    Yields:
+        A function without arguments, to be called once the layers are frozen.
+    """
+    layers = model._flatten_layers()
+    flags = [(layer, layer._trainable) for layer in layers]
+    variables = {id(v): v for layer in layers for v in layer.variables}
+    variable_flags = [(variable, variable.trainable) for variable in variables.values()]
+    kept = model.optimizer, model._compiled_trainable_state
+
+    def begin():
+        model.optimizer = optimizer
+        state = {layer: layer.trainable for layer in model._flatten_layers()}
+        model._compiled_trainable_state = state
+        model.train_function = None  # it holds the variables that it trains
+
+    try:
+        yield begin
+    finally:
+        for layer, flag in flags:
+            layer._trainable = flag
+        for variable, flag in variable_flags:
+            if variable.trainable != flag:
+                variable.trainable = flag
+        model.optimizer, model._compiled_trainable_state = kept
+        model.train_function = None
 
 
 def loss_for(identifier, y_true, y_pred):

@@ -290,3 +290,27 @@ def test_validation_writer_writes_where_keras_does(tmp_path):
         tf.summary.scalar("number", 1.0, step=0)
     writer.flush()
     assert len(list((tmp_path / "validation").iterdir())) == 1
+
+
+def test_training_otherwise_puts_flags_and_optimizer_back():
+    model = two_outputs()
+    model.get_layer("hidden").trainable = False
+    model.compile("sgd", ["mse", "mse"])
+    optimizer, other = model.optimizer, keras.optimizers.Adam()
+    x, y = np.ones((4, 3)), [np.ones((4, 2))] * 2
+    model.fit(x, y, verbose=0)
+    function = model.train_function
+    with _compat.training_otherwise(model, other) as begin:
+        model.get_layer("a").trainable = False
+        begin()
+        assert model.optimizer is other
+        model.fit(x, y, verbose=0)  # Keras warns where it finds other flags
+        assert model.train_function is not function
+    assert model.optimizer is optimizer
+    assert [layer.trainable for layer in model.layers] == [True, False, True, True]
+    assert [w.path for w in model.trainable_weights] == [
+        f"{name}/{kind}" for name in "ab" for kind in ("kernel", "bias")
+    ]
+    # Adam's moments of two variables, its iterations and rate: `a` was not among them.
+    assert len(other.variables) == 2 + 2 * 2
+    model.fit(x, y, verbose=0)

@@ -69,10 +69,8 @@ class PooledHead(keras.layers.Layer):
         self.input_spec = keras.layers.InputSpec(min_ndim=2, max_ndim=5)
 
     def build(self, input_shape):
-        self._check_rank(input_shape)
         # Once and for all: a batch may know sizes that the model leaves open.
-        self._built_grid = self._grid_for(input_shape)
-        features = self._features = self._pooled_features(input_shape)
+        features = self._features = self.count_features(input_shape)
         self.hidden_layers = []
         for index, width in enumerate(self.hidden_units or []):
             layer = keras.layers.Dense(
@@ -95,6 +93,12 @@ class PooledHead(keras.layers.Layer):
 
     def call(self, inputs, mask=None):
         return self._logits(inputs, mask)
+
+    def count_features(self, input_shape):
+        """Length of the vector that the pooling makes of such an input."""
+        self._check_rank(input_shape)
+        self._built_grid = self._grid_for(input_shape)
+        return self._pooled_features(input_shape)
 
     def compute_mask(self, inputs, previous_mask):
         return None  # one answer a sample: the tokens are gone

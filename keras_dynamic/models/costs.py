@@ -17,6 +17,7 @@ __all__ = [
     "Costs",
     "compute_costs",
     "compute_selected_costs",
+    "static_specs",
     "step_flops",
     "step_savings",
     "total_flops",
@@ -123,7 +124,7 @@ def step_flops(graph, steps, input_shapes=None):
     Returns:
         Dict from a step to its FLOPs, or None where they cannot be counted.
     """
-    specs = _static_specs(graph, input_shapes)
+    specs = static_specs(graph, input_shapes)
     return {step: 0 if step.glue else _step_flops(step, specs) for step in steps}
 
 
@@ -136,7 +137,7 @@ def step_savings(graph, steps, input_shapes=None):
     Returns:
         Dict from the steps that are gates to FLOPs.
     """
-    specs = _static_specs(graph, input_shapes)
+    specs = static_specs(graph, input_shapes)
     return {
         step: saved_flops(step.operation, specs[step.inputs[0]].shape[1:])
         for step in steps
@@ -149,7 +150,7 @@ def _gate_flops(graph, plan, input_shapes):
 
     They have no steps of their own, and are counted on their features.
     """
-    specs, selector = _static_specs(graph, input_shapes), plan.selector.operation
+    specs, selector = static_specs(graph, input_shapes), plan.selector.operation
     flops = {}
     for gate, stage in zip(selector.gates, plan.stages[:-1], strict=True):
         output = keras.KerasTensor((1, 1), gate.compute_dtype)
@@ -183,8 +184,15 @@ def _counter(graph, steps, input_shapes, others=None):
     return total, tuple(unknown)
 
 
-def _static_specs(graph, input_shapes):
-    """A symbolic tensor of fully known shape, batch 1, for every value."""
+def static_specs(graph, input_shapes):
+    """A symbolic tensor of fully known shape, batch 1, for every value.
+
+    Args:
+        graph, input_shapes: as in `compute_costs`.
+
+    Raises:
+        ValueError: as `compute_costs`.
+    """
     specs = {}
     for index, value in enumerate(graph.inputs):
         shape = tuple(value.spec.shape[1:])
@@ -216,7 +224,9 @@ def _static_specs(graph, input_shapes):
                 f"The cost of '{step.name}' cannot be told, since its output's "
                 f"size is unknown: {tuple(step.outputs[0].spec.shape)}."
             )
-        specs.update(zip(step.outputs, known, strict=True))
+        # Keras takes a dense tensor times a number for sparse.
+        dense = [keras.KerasTensor(spec.shape, spec.dtype) for spec in known]
+        specs.update(zip(step.outputs, dense, strict=True))
     return specs
 
 

@@ -6,6 +6,7 @@ import numpy as np
 from keras_dynamic import _compat
 from keras_dynamic.models import rules
 from keras_dynamic.models.binding import fill_in_costs, wants_costs
+from keras_dynamic.models.distilling import Distillation
 from keras_dynamic.models.dynamic_inference import DynamicInference
 from keras_dynamic.models.exit_table import exit_table
 from keras_dynamic.models.road import Road
@@ -19,6 +20,7 @@ from keras_dynamic.models.structure import (
     shapes_of_inputs,
     with_selector_output,
 )
+from keras_dynamic.models.training_exits import fit_exits
 from keras_dynamic.models.weight_decay import exclude_from_weight_decay
 
 __all__ = ["DynamicModel"]
@@ -93,6 +95,7 @@ class DynamicModel(DynamicInference, keras.Model):
         if selector is not None and selector is not True:
             args, kwargs = with_selector_output(args, kwargs, selector)
         super().__init__(*args, **kwargs)
+        self._distillation = None
         self._has_selector = selector is not None or ends_in_selector(self)
         check_inputs(self.inputs)
         check_outputs(self, self._has_selector)
@@ -160,6 +163,8 @@ class DynamicModel(DynamicInference, keras.Model):
         loss_weights=None,
         metrics=None,
         weighted_metrics=None,
+        distillation_weight=0.0,
+        distillation_temperature=2.0,
         **kwargs,
     ):
         """Configures training, as `keras.Model.compile` does.
@@ -173,11 +178,23 @@ class DynamicModel(DynamicInference, keras.Model):
                 to `None`, the exits' own.
             metrics, weighted_metrics: with one loss a flat list applies to every
                 exit; a list of lists or a dict is one entry an exit, as in Keras.
+            distillation_weight: float in [0, 1], alpha: early exits learn from the
+                final exit's answer too, no gradient reaching it. The loss of early exit
+                e is lambda_e times (1 - alpha) L(y, y_e) +
+                alpha T^2 KL(softmax(z_final / T) || softmax(z_e / T)), with logits z.
+                Defaults to 0.0, labels alone.
+            distillation_temperature: float > 0, T. Defaults to 2.0.
             **kwargs: `jit_compile`, `run_eagerly` and the rest, as in Keras.
 
         Raises:
             ValueError: if a loss expects logits where a head gives probabilities, or
-                the other way round.
+                the other way round; for numbers outside their range; for distillation
+                between heads that give neither logits nor probabilities.
+
+        Reference:
+            Hinton, Vinyals and Dean, "Distilling the Knowledge in a Neural Network",
+            2015; Phuong and Lampert, "Distillation-Based Training for Multi-Exit
+            Architectures", ICCV 2019. They anneal T upwards; here it is constant.
         """
         given = dict(
             optimizer=optimizer,
@@ -187,27 +204,83 @@ class DynamicModel(DynamicInference, keras.Model):
             weighted_metrics=weighted_metrics,
             **kwargs,
         )
+        distillation = Distillation(distillation_weight, distillation_temperature)
+        self._distillation = None
+        if distillation_weight:
+            given["distillation_weight"] = distillation_weight
+            given["distillation_temperature"] = distillation_temperature
+            self._distillation = distillation
         arguments = self.road.compiled_with(
-            loss, loss_weights, metrics, weighted_metrics
+            loss, loss_weights, metrics, weighted_metrics, self._distillation
         )
         super().compile(optimizer, **arguments, **kwargs)
         if self.optimizer is not None:
             exclude_from_weight_decay(self.optimizer, self)
         _compat.replace_compile_config(self, **given)
 
+    def get_compile_config(self):
+        config = super().get_compile_config()
+        if config and self.optimizer is not None and not self.optimizer.built:
+            # Never trained, but for its exits by `fit_exits`.
+            return {**config, "optimizer_built": False}
+        return config
+
     def compile_from_config(self, config):
-        config = keras.saving.deserialize_keras_object(config)
+        config = dict(keras.saving.deserialize_keras_object(config))
+        has_state = config.pop("optimizer_built", True)
         self.compile(**config)
-        if self.optimizer is not None and self.built:
+        if self.optimizer is not None and self.built and has_state:
             # Else the optimizer's state in a file has nowhere to go.
             self.optimizer.build(self.trainable_variables)
+
+    def fit_exits(self, x=None, y=None, **kwargs):
+        """Trains the early exits alone: the second stage, on a trained network.
+
+        For its duration everything that the last exit needs is frozen (batch
+        normalizations there run in inference mode), and a selector as well; only the
+        heads of early exits learn. A new optimizer with the configuration of the
+        compiled one does it. Then, after an exception too, trainable layers and
+        optimizer, with its state, are what they were. The answers of the last exit do
+        not change. The losses are those of `fit`, the last exit's among them.
+
+        Args:
+            x, y, **kwargs: as in `fit`.
+
+        Returns:
+            A `History`, as `fit` does.
+
+        Raises:
+            RuntimeError: before `compile`.
+            ValueError: if no early exit has trainable weights of its own.
+
+        Example:
+
+        ```python
+        x, y = np.random.rand(64, 8), np.random.randint(0, 3, 64)
+        layers = [keras.layers.Dense(16, "relu") for _ in range(3)]
+        layers += [keras.layers.Dense(3, "softmax")]
+        model = kd.add_exits(keras.Sequential([keras.Input((8,)), *layers]), at=0.55)
+        model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
+        history = model.fit_exits(x, y, epochs=2, verbose=0)
+        print(sorted(history.history))  # accuracy, ..., exit_1_accuracy, ...
+        ```
+
+        Reference:
+            Xin, Tang, Lee, Yu and Lin, "DeeBERT: Dynamic Early Exiting for
+            Accelerating BERT Inference", ACL 2020 (two-stage fine-tuning). Dropout in
+            the frozen part stays active, as in their code and in any `fit`.
+        """
+        return fit_exits(self, x, y, **kwargs)
 
     def compute_loss(
         self, x=None, y=None, y_pred=None, sample_weight=None, training=True
     ):
         y, y_pred = self.road.targets_and_outputs(y, y_pred)
-        sample_weight = self.road.sample_weights(sample_weight)
-        return super().compute_loss(x, y, y_pred, sample_weight, training)
+        weights = self.road.sample_weights(sample_weight)
+        loss = super().compute_loss(x, y, y_pred, weights, training)
+        if self._distillation is None or not self.road.losses:
+            return loss
+        return loss + self.road.distilled(self._distillation, y_pred, sample_weight)
 
     def compute_metrics(self, x, y, y_pred, sample_weight=None):
         y, y_pred = self.road.targets_and_outputs(y, y_pred)

@@ -101,7 +101,7 @@ class Graph:
         return {value: step for step in self.steps for value in step.outputs}
 
 
-def build_graph(model):
+def build_graph(model, tensors=None):
     """The calls of a functional `model`, in an order that can be executed.
 
     Nested functional and `Sequential` models are inlined, so that a cut can lie
@@ -109,6 +109,9 @@ def build_graph(model):
 
     Args:
         model: a functional `keras.Model`.
+        tensors: dict that is filled with the symbolic tensor of the model's own for
+            each value that has one; those within nested models have none. Defaults to
+            `None`.
 
     Returns:
         A `Graph`, its inputs and outputs in the order of `model.inputs` and
@@ -116,7 +119,7 @@ def build_graph(model):
     """
     inputs = tuple(Value(tensor.name, tensor) for tensor in model.inputs)
     steps = []
-    outputs = _inline(model, inputs, steps)
+    outputs = _inline(model, inputs, steps, tensors)
     return Graph(inputs, tuple(outputs), tuple(steps))
 
 
@@ -223,8 +226,10 @@ def infer_step(step, specs):
         return None  # a layer that works only on real tensors, or on other shapes
 
 
-def _inline(functional, inputs, steps):
+def _inline(functional, inputs, steps, tensors=None):
     """Appends the steps of `functional` fed with `inputs`; returns its outputs."""
+    tensors = {} if tensors is None else tensors
+    tensors.update(zip(inputs, functional.inputs, strict=True))
     values = {
         id(tensor): value
         for tensor, value in zip(functional.inputs, inputs, strict=True)
@@ -253,6 +258,7 @@ def _inline(functional, inputs, steps):
         values.update(
             (id(tensor), value) for tensor, value in zip(outputs, produced, strict=True)
         )
+        tensors.update(zip(produced, outputs, strict=True))
     return [values[id(tensor)] for tensor in functional.outputs]
 
 

@@ -115,7 +115,9 @@ class Road:
         self._kinds = kinds
         self._walks, self._stages = {}, {}
 
-    def compiled_with(self, loss, loss_weights, metrics, weighted_metrics):
+    def compiled_with(
+        self, loss, loss_weights, metrics, weighted_metrics, distillation=None
+    ):
         """Takes note of what `compile` was given, and spreads it over the outputs.
 
         Returns:
@@ -133,6 +135,9 @@ class Road:
         weighted_metrics = metrics_each(weighted_metrics, names, one_loss)
         weights = weights_each(loss_weights, self.heads, losses)
         self.losses, self.loss_weights = losses, weights if losses else None
+        if losses and distillation is not None:
+            _ = self.kinds
+            weights = distillation.weights_of_labels(weights, len(names) - 1)
         final = self.final = {
             "loss": losses[-1] if losses else None,
             "metrics": entries_of_final(metrics, names),
@@ -189,6 +194,12 @@ class Road:
         if self.plan is None or not isinstance(weights, (list, tuple)):
             return weights
         return [*weights, weights[-1], weights[-1]]
+
+    def distilled(self, distillation, outputs, sample_weights):
+        """What the final exit's answer adds to the loss of the early ones."""
+        outputs = outputs[: len(self.heads)]
+        given = self.kinds, self.losses, self.loss_weights, sample_weights
+        return distillation.loss(outputs, *given)
 
     def bind_selector_costs(self):
         """Fills in the costs of a selector with `exit_costs="auto"`."""

@@ -120,6 +120,25 @@ def test_a_layer_whose_own_shape_stays_open():
     assert costs.segments[0] == 120 + 15 + 22
 
 
+class Doubled(layers.Layer):
+    def call(self, inputs):
+        return inputs + inputs
+
+    def compute_output_shape(self, input_shape):
+        return input_shape
+
+
+def test_a_tensor_times_a_number_is_dense():
+    inputs = keras.Input((None, 4))
+    hidden = Doubled()(inputs * 0.5)  # which Keras takes for sparse
+    early = layers.Dense(2)(layers.GlobalAveragePooling1D()(hidden))
+    late = layers.Dense(2)(layers.GlobalAveragePooling1D()(inputs))
+    costs = kd.DynamicModel(inputs, [early, late]).compute_costs((3, 4))
+    # A product and a sum for 12 numbers; 12 to pool; 4 -> 2.
+    assert costs.unknown == ()
+    assert costs.segments[0] == 12 + 12 + 12 + 18
+
+
 def test_wrong_shapes():
     inputs = keras.Input((None, 4))
     pooled = layers.GlobalAveragePooling1D()(inputs)
