@@ -20,6 +20,7 @@ from keras_dynamic._compat import (
     set_mask,
     show_mask,
 )
+from keras_dynamic.layers.layer_choice import LayerChoice
 
 __all__ = [
     "Graph",
@@ -28,6 +29,7 @@ __all__ = [
     "build_graph",
     "find_masks",
     "infer_step",
+    "may_have_masks",
     "run_steps",
 ]
 
@@ -307,3 +309,16 @@ def _standardize(value, mask, expected, steps):
     produced = Value(value.name, keras.KerasTensor(shape, expected.dtype))
     steps.append(Step(standardize, (value, mask), {}, (produced,), glue=True))
     return produced
+
+
+def may_have_masks(graph):
+    """Whether a layer makes a mask, or comes from where that cannot be told."""
+    for step in graph.steps:
+        layer = step.operation
+        if isinstance(layer, keras.layers.Layer) and (
+            getattr(layer, "mask_zero", False)
+            or isinstance(layer, (keras.layers.Masking, LayerChoice))
+            or not type(layer).__module__.startswith(("keras.", "keras_dynamic."))
+        ):
+            return True
+    return False

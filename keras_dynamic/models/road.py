@@ -11,7 +11,6 @@ import tensorflow as tf
 from keras import tree
 
 from keras_dynamic.layers._selector import Selector
-from keras_dynamic.layers.layer_choice import LayerChoice
 from keras_dynamic.models import rules
 from keras_dynamic.models.batch_axis import check_rows
 from keras_dynamic.models.costs import (
@@ -23,7 +22,7 @@ from keras_dynamic.models.costs import (
 from keras_dynamic.models.engine import DenseWalk, Walk
 from keras_dynamic.models.flops_of_choices import winners
 from keras_dynamic.models.gates import holds_gates
-from keras_dynamic.models.graph import build_graph, find_masks
+from keras_dynamic.models.graph import build_graph, find_masks, may_have_masks
 from keras_dynamic.models.heads import check_against_loss, describe_heads
 from keras_dynamic.models.per_exit import (
     entries_of_final,
@@ -71,7 +70,7 @@ class Road:
     def __init__(self, model, has_selector=False):
         graph = build_graph(model)
         check_rows(graph)
-        if _may_have_masks(graph):
+        if may_have_masks(graph):
             find_masks(graph)
         self.plan, exits = None, graph.outputs
         if has_selector:
@@ -394,16 +393,3 @@ class Road:
     def open_sizes(self):
         """Whether an input has a size besides the batch that is not known."""
         return any(None in value.spec.shape[1:] for value in self._graph.inputs)
-
-
-def _may_have_masks(graph):
-    """Whether a layer makes a mask, or comes from where that cannot be told."""
-    for step in graph.steps:
-        layer = step.operation
-        if isinstance(layer, keras.layers.Layer) and (
-            getattr(layer, "mask_zero", False)
-            or isinstance(layer, (keras.layers.Masking, LayerChoice))
-            or not type(layer).__module__.startswith(("keras.", "keras_dynamic."))
-        ):
-            return True
-    return False
