@@ -176,3 +176,54 @@ def test_bad_input():
         function(tf.constant(X[:3]))
     with pytest.raises(ValueError, match="each of the model.s inputs.*Received: 2"):
         function([X[:4], X[:4]])
+
+
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
+def test_half_precision(policy):
+    """The early head gives float32, the last one half of that."""
+    policies = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(policy)
+    try:
+        model = dense_model(compiled=False)
+    finally:
+        keras.config.set_dtype_policy(policies)
+    for threshold, exit_index in ((0.0, 0), (1.0, 2)):
+        function = model.dynamic_function(rule=kd.rules.MaxProbability(threshold))
+        answer = function(X[:1])
+        assert int(answer["exit_index"][0]) == exit_index
+        expected = model.predict(X[:1], verbose=0)[exit_index]
+        np.testing.assert_allclose(answer["outputs"], expected, atol=2e-2)
+
+
+def test_lookup_tables():
+    inputs = keras.Input((), dtype="string")
+    lookup = keras.layers.StringLookup(vocabulary=["a", "b", "c"])
+    h = keras.layers.Embedding(4, 6)(lookup(inputs))
+    outputs = [kd.EarlyExit(3, name="exit_1")(h), keras.layers.Dense(3, "softmax")(h)]
+    model = kd.DynamicModel(inputs, outputs)
+    words = tf.constant(["b", "c", "?", "a"])
+    for threshold, exit_index in ((0.0, 0), (1.0, 1)):
+        rule = kd.rules.MaxProbability(threshold)
+        expected = model(words, training=False)[exit_index]
+        whole = model.dynamic_function(4, rule=rule)(words)
+        np.testing.assert_allclose(whole["outputs"], expected, atol=1e-6)
+        single = model.dynamic_function(rule=rule)
+        for row in range(4):
+            answer = single(words[row : row + 1])
+            assert int(answer["exit_index"][0]) == exit_index
+            np.testing.assert_allclose(
+                answer["outputs"], expected[row : row + 1], atol=1e-6
+            )
+
+
+def test_open_sizes():
+    inputs = keras.Input((None, None, 3))
+    h = keras.layers.Conv2D(4, 3)(inputs)
+    outputs = [kd.EarlyExit(3, name="exit_1")(h), kd.EarlyExit(3, name="final")(h)]
+    model = kd.DynamicModel(inputs, outputs)
+    function = model.dynamic_function(rule=kd.rules.MaxProbability(1.0))
+    assert not function.jit_compiled
+    for size in (8, 13):
+        x = np.random.default_rng(size).normal(size=(1, size, size, 3))
+        expected = model.predict(x, verbose=0)[1]
+        np.testing.assert_allclose(function(x)["outputs"], expected, atol=1e-5)
