@@ -417,6 +417,80 @@ class TestOriginal:
         np.testing.assert_allclose(p.outputs[rows], final[rows], atol=1e-6)
 
 
+class Scaled(keras.layers.Layer):
+    """Writes down more than it takes, as layers of keras-hub do."""
+
+    def __init__(self, factor, **kwargs):
+        super().__init__(**kwargs)
+        self.factor = factor
+
+    def build(self, input_shape):
+        self.dense = keras.layers.Dense(input_shape[-1], name="inner")
+        self.dense.build(input_shape)
+
+    def call(self, inputs):
+        return inputs + self.factor * self.dense(inputs)
+
+    def compute_output_shape(self, input_shape):
+        return input_shape
+
+    def get_config(self):
+        computed = {"factor": self.factor, "computed": 2 * self.factor}
+        return {**super().get_config(), **computed}
+
+
+class Encoder(keras.layers.Layer):
+    """Runs blocks one after the other, as ViT's of keras-hub does."""
+
+    def __init__(self, twice=False, **kwargs):
+        super().__init__(**kwargs)
+        self.hidden_dim, self.twice = 6, twice
+
+    def build(self, input_shape):
+        self.dropout = keras.layers.Dropout(0.1, name="encoder_dropout")
+        self.encoder_layers = [Scaled(0.5, name=f"block_{i}") for i in (1, 2, 3)]
+        self.layer_norm = keras.layers.LayerNormalization(name="encoder_norm")
+        for layer in (*self.encoder_layers, self.layer_norm):
+            layer.build(input_shape)
+
+    def call(self, inputs):
+        hidden = self.dropout(inputs)
+        for layer in self.encoder_layers:
+            hidden = layer(layer(hidden)) if self.twice else layer(hidden)
+        return self.layer_norm(hidden)
+
+    def compute_output_shape(self, input_shape):
+        return input_shape
+
+
+class TestEncoders:
+    def network(self, **arguments):
+        inputs = keras.Input((4, 6))
+        hidden = Encoder(name="encoder", **arguments)(inputs)
+        return keras.Model(inputs, keras.layers.Dense(3, "softmax")(hidden[:, 0]))
+
+    def test_taken_apart_saved_and_loaded(self, tmp_path):
+        network = self.network()
+        model = kd.add_exits(network, at=["block_1", "block_2"])
+        x = RNG.normal(size=(5, 4, 6)).astype("float32")
+        outputs = model.predict(x, verbose=0)
+        np.testing.assert_allclose(
+            outputs[-1], network.predict(x, verbose=0), atol=1e-6
+        )
+        assert {id(w) for w in network.weights} <= {id(w) for w in model.weights}
+        assert model.get_layer("exit_1_normalization").built
+        model.save(tmp_path / "model.keras")
+        again = keras.models.load_model(
+            tmp_path / "model.keras", custom_objects={"Scaled": Scaled}
+        )
+        for one, other in zip(outputs, again.predict(x, verbose=0), strict=True):
+            np.testing.assert_allclose(one, other, atol=1e-6)
+
+    def test_not_where_the_parts_give_something_else(self):
+        with pytest.raises(ValueError, match="'block_1', which stands inside of 'enc"):
+            kd.add_exits(self.network(twice=True), at="block_1")
+
+
 class TestBadInput:
     @pytest.mark.parametrize(
         ("at", "error", "message"),
