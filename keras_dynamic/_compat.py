@@ -14,6 +14,7 @@ from keras.src.models.functional import Functional, functional_like_constructor
 from keras.src.saving.serialization_lib import SerializableDict
 from keras.src.trainers.compile_utils import get_loss, get_metric
 from keras.src.trainers.data_adapters.array_data_adapter import ArrayDataAdapter
+from keras.src.trainers.data_adapters.tf_dataset_adapter import TFDatasetAdapter
 from keras.src.trainers.epoch_iterator import EpochIterator
 from tensorflow.python.framework.convert_to_constants import (
     convert_variables_to_constants_v2,
@@ -236,7 +237,10 @@ class BatchIterator(EpochIterator):
             # `predict`: on small inputs that alone costs more than the network.
             batches = self.data_adapter.get_numpy_iterator()
             return (tree.map_structure(_to_tensor, batch) for batch in batches)
-        return self.data_adapter.get_tf_dataset().prefetch(tf.data.AUTOTUNE)
+        dataset = self.data_adapter.get_tf_dataset()
+        if isinstance(self.data_adapter, TFDatasetAdapter):
+            dataset = dataset.prefetch(tf.data.AUTOTUNE)  # as the other adapters do
+        return dataset
 
     def abandon(self):
         """Ends a pass that nobody wants to finish: workers of a `PyDataset` stop."""

@@ -56,6 +56,7 @@ class Pools:
         self._counts = [collections.Counter() for _ in range(segments)]
         self._found, self._number = [], 0
         self._compiled, self._key, self._static_way = frozenset(), None, None
+        self._compared = False
         self._ahead = collections.deque()
         self._threads = ThreadPoolExecutor(_AHEAD)
 
@@ -159,12 +160,16 @@ class Pools:
         functions.freezes = pace.seconds > self._freeze_after
         if pace.seconds < self._trial_after:
             return
-        self._compiled = functions.faster_compiled(x, self.knobs)
+        if not self._compared:
+            self._take_in(0)  # nobody else works while there is measured
+            self._compiled = functions.faster_compiled(x, self.knobs)
+            self._compared = True
         if not functions.can_be_static or self._key in pace.static_ways:
             return
         walked = pace.walked[self._key]
         walked += seconds, rows
         if walked[0] > self._trial_after:
+            self._take_in(0)
             whole, jit = functions.static_seconds(x, self.knobs)
             wins = whole / rows < walked[0] / walked[1]
             pace.static_ways[self._key] = self._static_way = jit if wins else None
