@@ -66,8 +66,8 @@ def threshold_front(leaves, correct, exit_costs):
         exit_costs: Array of shape `(E + 1,)`, the cost of leaving at each exit.
 
     Returns:
-        (columns, mean_costs, accuracies): an integer array `(P, E)`, the candidate at
-        each early exit, and two arrays `(P,)`, both ascending.
+        Three arrays: integers `(P, E)`, the candidate at each early exit; the mean
+        costs `(P,)`; the shares of right answers `(P,)`. Both ascend.
 
     Raises:
         TypeError: `leaves` or `correct` that are not boolean.

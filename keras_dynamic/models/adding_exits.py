@@ -45,9 +45,9 @@ def add_exits(
     where a block ends rather than in a bottleneck within it. A layer may be named that
     is no such place; then several tensors are kept for those who stay.
 
-    The heads are `EarlyExit`s in the style of the model's own head: its activation, its
-    class token, hidden layers (unless wider than the features they would be given),
-    dropout, and the normalization that stands before its classifier, which an
+    The heads are `EarlyExit` layers in the style of the model's own head: its
+    activation, its class token, hidden layers (unless wider than the features they
+    would be given), dropout, and the normalization that stands before its classifier, which an
     un-normalized stream needs as much earlier (DenseNet, GPT-2, ViT). A mask of tokens
     that the blocks are called with goes to the exits too.
 
@@ -116,7 +116,8 @@ def suggest_exits(model, units=None, input_shape=None, **arguments):
     """The places where exits can stand, with what they cost.
 
     Args:
-        model, units, input_shape, **arguments: as in `add_exits`.
+        model, units, input_shape: as in `add_exits`.
+        **arguments: as in `add_exits`.
 
     Returns:
         An `ExitSuggestions`; `print` it. Each of its `cuts` has the `name` of the layer

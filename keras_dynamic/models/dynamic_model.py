@@ -244,7 +244,8 @@ class DynamicModel(DynamicInference, keras.Model):
         not change. The losses are those of `fit`, the last exit's among them.
 
         Args:
-            x, y, **kwargs: as in `fit`.
+            x, y: as in `fit`.
+            **kwargs: as in `fit`.
 
         Returns:
             A `History`, as `fit` does.
