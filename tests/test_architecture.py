@@ -82,6 +82,7 @@ ORDERED = {
         "dynamic_inference",
         "dynamic_model",
         "converting",
+        "comparing",
         "export",
         "parts",
         "halves",

@@ -1,4 +1,4 @@
-"""A serving function in the formats of other runtimes, run and compared there."""
+"""A serving function in the formats of other runtimes, and run there."""
 
 import importlib.util
 import logging
@@ -8,21 +8,13 @@ import tempfile
 import keras
 import numpy as np
 import tensorflow as tf
-from keras import tree
 
-from keras_dynamic._compat import layers_within
-from keras_dynamic.models.graph import build_graph
-
-__all__ = ["check_installed", "check_same_answers", "to_litert", "to_onnx"]
+__all__ = ["check_installed", "to_litert", "to_onnx"]
 
 _NEEDED = {
     "litert": ("ai_edge_litert",),
     "onnx": ("tf2onnx", "onnx", "onnxruntime"),
 }
-# Batches that a converted model answers beside the one it was made from.
-_BATCHES = (1, 5, 32)
-# What an open size of an input is taken to be there.
-_OPEN_SIZE = 32
 
 
 def check_installed(format):
@@ -150,47 +142,6 @@ def to_onnx(model, serve, specs, opset_version=None):
     return content, run
 
 
-def check_same_answers(model, run, specs, format):
-    """Compares a converted model with the one that it was made from.
-
-    Args:
-        model: a `DynamicModel`.
-        run: function from a dict of arrays by name to a dict of arrays.
-        specs: flat list of `tf.TensorSpec`s, named, in the order of `model.inputs`.
-        format: string, for messages.
-
-    Returns:
-        (exits,) ints, how many of the samples that were compared left at each exit.
-
-    Raises:
-        ValueError: if the answers differ; names the output.
-    """
-    generator = np.random.default_rng(0)
-    ends = _ends_of_ranges(model)
-    half = {getattr(layer, "compute_dtype", "") for layer in layers_within(model)}
-    tolerance = 2e-2 if half & {"float16", "bfloat16"} else 1e-4
-    batches = [_BATCHES if spec.shape[0] is None else spec.shape[:1] for spec in specs]
-    seen = np.zeros(len(model.exit_names), int)
-    for rows in batches[0]:
-        arrays = [
-            _random(generator, spec, rows, end)
-            for spec, end in zip(specs, ends, strict=True)
-        ]
-        x = tree.pack_sequence_as(model.input, [tf.constant(a) for a in arrays])
-        expected = model.predict_dynamic(x, batch_size=rows, verbose=0)
-        fed = {spec.name: a for spec, a in zip(specs, arrays, strict=True)}
-        try:
-            found = run(fed)
-        except Exception as error:
-            raise ValueError(
-                f"`format={format!r}` converts this model, but {format} cannot run it "
-                f"on a batch of {rows}, so nothing was written: {error}"
-            ) from error
-        _compare(model, expected, found, tolerance, format)
-        seen += np.bincount(expected.exit_index, minlength=len(seen))
-    return seen
-
-
 class _Constants(keras.StatelessScope):
     """Within it, a Keras variable is a constant of the graph that reads it."""
 
@@ -287,69 +238,4 @@ def _unsupported(format, operations):
         f"{', '.join(sorted(operations))}, which the model needs, so nothing was "
         "written. Leave such a layer outside of the model, or export the model as "
         "'tf_saved_model'."
-    )
-
-
-def _ends_of_ranges(model):
-    """One past the largest number that each integer input may hold."""
-    graph = build_graph(model)
-    ends = {value: 256 if value.spec.dtype == "uint8" else 2 for value in graph.inputs}
-    for step in graph.steps:
-        if isinstance(step.operation, keras.layers.Embedding):
-            ends |= {v: step.operation.input_dim for v in step.inputs if v in ends}
-    return list(ends.values())
-
-
-def _random(generator, spec, rows, end):
-    """Rows of an input; floats at several scales, so that some are easy, some hard."""
-    shape = [rows, *(size or _OPEN_SIZE for size in spec.shape[1:])]
-    if spec.dtype == tf.bool:
-        return generator.random(shape) < 0.5
-    if spec.dtype == tf.string:
-        return generator.integers(0, 10, shape).astype(str).astype(object)
-    if not spec.dtype.is_floating:
-        return generator.integers(0, end, shape).astype(spec.dtype.as_numpy_dtype)
-    scales = 10 ** generator.uniform(-2, 1, [rows] + [1] * (len(shape) - 1))
-    return (scales * generator.normal(size=shape)).astype(spec.dtype.as_numpy_dtype)
-
-
-def _compare(model, expected, found, tolerance, format):
-    """Raises a ValueError that names the first output that differs."""
-    same = found["exit_index"] == expected.exit_index
-    # Where a score lies on the threshold, the last bit decides, and both are right.
-    excused = same | _on_the_threshold(model, expected, found, tolerance)
-    if not excused.all():
-        row = int(np.argmin(excused))
-        raise _differing(
-            format,
-            "exit_index",
-            f"{found['exit_index'][row]} in place of {expected.exit_index[row]}",
-        )
-    for name, array in found.items():
-        one = np.asarray(array, "float64")[same]
-        other = np.asarray(getattr(expected, name), "float64")[same]
-        size = np.abs(other[np.isfinite(other)]).max(initial=1.0)
-        if one.shape != other.shape or not np.allclose(
-            one, other, rtol=tolerance, atol=tolerance * size, equal_nan=True
-        ):
-            received = f"shape {one.shape} in place of {other.shape}"
-            if one.shape == other.shape:
-                received = f"a difference of {np.abs(one - other).max():.3g}"
-            raise _differing(format, name, received)
-
-
-def _on_the_threshold(model, expected, found, tolerance):
-    earlier = np.minimum(expected.exit_index, found["exit_index"])
-    left_here = earlier == expected.exit_index
-    score = np.where(left_here, expected.confidence, found["confidence"])
-    thresholds = model.exit_rule.thresholds(len(model.exit_names) - 1)
-    thresholds = np.append(thresholds, np.inf)[earlier]
-    return np.abs(score - thresholds) <= tolerance
-
-
-def _differing(format, name, received):
-    return ValueError(
-        f"`format={format!r}`: the converted model gives another `{name}` than the "
-        f"model itself for the same random input, so nothing was written. Received: "
-        f"{received}."
     )

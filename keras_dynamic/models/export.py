@@ -10,12 +10,8 @@ import numpy as np
 import tensorflow as tf
 from keras import tree
 
-from keras_dynamic.models.converting import (
-    check_installed,
-    check_same_answers,
-    to_litert,
-    to_onnx,
-)
+from keras_dynamic.models.comparing import check_same_answers
+from keras_dynamic.models.converting import check_installed, to_litert, to_onnx
 from keras_dynamic.models.rules import Selected
 from keras_dynamic.models.saying import say
 
