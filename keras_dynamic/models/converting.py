@@ -53,10 +53,7 @@ def to_litert(write_saved_model):
         try:
             model = converter.convert()
         except Exception as error:  # its own class is private
-            operations = _operations_in(str(error))
-            if not operations:
-                raise
-            raise _unsupported("litert", operations) from error
+            raise _not_for_litert(str(error)) from error
 
     def run(arrays):
         # A new one each time: resized after a run, it writes beyond its memory.
@@ -90,20 +87,20 @@ def to_onnx(model, serve, specs, opset_version=None):
     from tf2onnx import optimizer, tfonnx
 
     # The graph's own names get a prefix, so that those of the outputs are free.
-    names = {spec.name: f"fed_{spec.name}" for spec in specs}
-    specs = [tf.TensorSpec(s.shape, s.dtype, name=names[s.name]) for s in specs]
+    fed = [tf.TensorSpec(s.shape, s.dtype, name=f"fed_{s.name}") for s in specs]
     constants = _Constants(model)
 
     def frozen(*tensors):
         with constants:
             return serve(list(tensors))
 
-    traced = tf.function(frozen, autograph=False, input_signature=specs)
+    traced = tf.function(frozen, autograph=False, input_signature=fed)
     traced = traced.get_concrete_function()
     # Arrays that layers hold besides their variables come after what is fed.
     held = zip(traced.inputs[len(specs) :], traced.captured_inputs, strict=True)
     found = traced.structured_outputs
-    renamed = {f"{given}:0": name for name, given in names.items()}
+    taken = zip(traced.inputs, specs, strict=False)
+    renamed = {tensor.name: spec.name for tensor, spec in taken}
     renamed |= {tensor.name: name for name, tensor in found.items()}
     graph_def = traced.graph.as_graph_def(add_shapes=True)
     complaints = _Complaints()
@@ -227,9 +224,33 @@ class _Complaints(logging.Handler):
         self._logger.setLevel(level)
 
 
-def _operations_in(message):
-    """Names of the operations that LiteRT's converter says it does not have."""
-    return set(re.findall(r"'tf\.(\w+)' op is neither", message))
+def _not_for_litert(message):
+    """A ValueError that says what LiteRT's converter complains about."""
+    found = re.findall(r"'tf\.(\w+)' op (?:is neither|requires)", message)
+    found += re.findall(r"failed to legalize operation 'tf\.(\w+)'", message)
+    if any(operation.startswith("TensorList") for operation in found):
+        return ValueError(
+            "`format='litert'` cannot run over the steps of a sequence with any number "
+            f"of samples, for lack of {', '.join(sorted(set(found)))}, "
+            "so nothing was written. If the number of steps is fixed, set `unroll = "
+            "True` on the recurrent layers (`LSTM`, `GRU`, `RNN`), those of a trained "
+            "model too; else export the model as 'onnx' or 'tf_saved_model'."
+        )
+    # The details give each operation with the types that it reads.
+    types = re.findall(r"\btf\.(\w+)\"?\(([^\n]*)", message)
+    half = {operation for operation, rest in types if "f16>" in rest} & set(found)
+    if half and half == set(found):
+        return ValueError(
+            "`format='litert'` does not compute in half precision, as this model does "
+            f"in {', '.join(sorted(half))}, so nothing was written. Give its layers "
+            "dtype='float32', or export the model as 'tf_saved_model'."
+        )
+    if not found:
+        first = next((line for line in message.splitlines() if line.strip()), message)
+        return ValueError(
+            f"`format='litert'` cannot hold this model, so nothing was written: {first}"
+        )
+    return _unsupported("litert", set(found) - half)
 
 
 def _unsupported(format, operations):

@@ -87,6 +87,35 @@ def test_segments_that_nobody_reaches_do_not_run(format, tmp_path):
     assert np.all(found["exit_index"] == 0)
 
 
+NAMES = {  # as given: as written
+    "a b": "a_b_2",
+    "a_b": "a_b",
+    "A_B": "A_B_1",
+    "outputs": "outputs_1",
+    "größe": "gr__e",
+    "_1x": "input_1x",
+    "x": "x",
+}
+
+
+@pytest.mark.parametrize("format", ["tf_saved_model", *FORMATS])
+def test_inputs_have_names_that_every_format_takes(format, tmp_path, capsys):
+    inputs = [keras.Input((1,), name=name) for name in NAMES]
+    hidden = keras.layers.Dense(8, "tanh")(keras.layers.concatenate(inputs))
+    model, x = two_exits(inputs, hidden), list(normal(len(NAMES), 5, 1))
+    model.export(tmp_path / "model", format=format)
+    assert "'a b' as 'a_b_2', " in capsys.readouterr().out
+    fed = dict(zip(NAMES.values(), x, strict=True))
+    if format == "tf_saved_model":
+        loaded = tf.saved_model.load(tmp_path / "model")
+        fed = {name: tf.constant(array) for name, array in fed.items()}
+        found = loaded.signatures["serving_default"](**fed)
+    else:
+        found = runner(tmp_path / "model", format)(fed)
+    expected = model.predict_dynamic(x, verbose=0)
+    np.testing.assert_allclose(found["outputs"], expected.outputs, atol=1e-5)
+
+
 def test_models_that_cannot_be_run_there_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(
         kd.DynamicModel,
@@ -243,6 +272,58 @@ def test_mixtures_are_refused_by_litert(tmp_path):
     model, _ = make("gated")
     with pytest.raises(ValueError, match="DenseBincount, InvertPermutation, which"):
         model.export(tmp_path / "model", format="litert")
+    assert not list(tmp_path.iterdir())
+
+
+def recurrent(layer):
+    inputs = keras.Input((3, 2), name="steps")
+    hidden = keras.layers.Dense(4, "tanh")(inputs)
+    first = kd.EarlyExit(4, name="exit_1")(hidden)
+    final = keras.layers.Dense(4, "softmax", name="final")(layer(hidden))
+    return kd.DynamicModel(inputs, [first, final])
+
+
+def test_recurrent_layers_are_to_be_unrolled_for_litert(tmp_path):
+    layer = keras.layers.LSTM(4)
+    model, x = recurrent(layer), normal(5, 3, 2)
+    message = "TensorList.*nothing was written.*`unroll = True`"
+    with pytest.raises(ValueError, match=message):
+        model.export(tmp_path / "model", format="litert")
+    assert not list(tmp_path.iterdir())
+    layer.unroll = True
+    model.export(tmp_path / "model", format="litert", verbose=False)
+    expected = model.predict_dynamic(x, verbose=0)
+    found = runner(tmp_path / "model", "litert")({"steps": x})
+    np.testing.assert_allclose(found["outputs"], expected.outputs, atol=1e-5)
+
+
+def test_half_precision_is_the_reason_that_litert_is_given(tmp_path):
+    inputs = keras.Input((6,), name="features")
+    hidden = keras.layers.Dense(8, "tanh", dtype="float16")(inputs)
+    with pytest.raises(ValueError, match="half precision, as this model does in Bias"):
+        two_exits(inputs, hidden).export(tmp_path / "model", format="litert")
+    # An operation that it lacks in any precision is named alone.
+    model = two_exits(inputs, Bessel()(hidden))
+    with pytest.raises(ValueError, match=r"operation\(s\) BesselI0, which"):
+        model.export(tmp_path / "model", format="litert")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_is_not_written_over(tmp_path, monkeypatch):
+    model = dense_model(compiled=False)
+    with monkeypatch.context() as patched:
+        # Before anything is converted.
+        patched.setattr(exporting, "_converted", None)
+        with pytest.raises(IsADirectoryError, match="of a file.*which is a folder"):
+            model.export(tmp_path, format="onnx")
+
+    def refuse(*_):
+        raise PermissionError("no")
+
+    monkeypatch.setattr(exporting, "_converted", lambda *_: (b"abc", [1]))
+    monkeypatch.setattr(exporting.os, "replace", refuse)
+    with pytest.raises(PermissionError, match="no"):
+        model.export(tmp_path / "model", format="onnx")
     assert not list(tmp_path.iterdir())
 
 
