@@ -44,7 +44,7 @@ def export(model, filepath, format, verbose, input_signature, options):
         path = Path(filepath)
         if path.is_dir():
             raise IsADirectoryError(
-                f"`filepath` must be that of a file with `format={format!r}`. Received: "
+                f"`filepath` must be a file with `format={format!r}`. Received: "
                 f"filepath='{filepath}', which is a folder."
             )
         content, seen = _converted(model, specs, format, options)

@@ -314,7 +314,9 @@ def test_a_folder_is_not_written_over(tmp_path, monkeypatch):
     with monkeypatch.context() as patched:
         # Before anything is converted.
         patched.setattr(exporting, "_converted", None)
-        with pytest.raises(IsADirectoryError, match="of a file.*which is a folder"):
+        with pytest.raises(
+            IsADirectoryError, match="must be a file.*which is a folder"
+        ):
             model.export(tmp_path, format="onnx")
 
     def refuse(*_):
