@@ -245,8 +245,8 @@ class Server(_Half):
         if sent.costs is None and road.open_sizes:
             raise ValueError(
                 "`sent` must hold `costs`: the model leaves sizes of its inputs open, "
-                "on which they depend. Send the device's `sent.costs` along, and give "
-                "`Sent(tensors, costs=costs)`. Received: costs=None."
+                "on which they depend. Give the device's `Sent` as a whole, pickled on "
+                "the way, in place of its `tensors`. Received: costs=None."
             )
         if sent.costs is None:
             return road.costs(None, self._walk.rule, self._walk.numbers)
