@@ -88,6 +88,7 @@ ORDERED = {
         "dynamic_inference",
         "dynamic_model",
         "converting",
+        "comparing",
         "export",
         "parts",
         "halves",

@@ -1,4 +1,4 @@
-"""A serving function in the formats of other runtimes, run and compared there."""
+"""A serving function in the formats of other runtimes, and run there."""
 
 import importlib.util
 import logging
@@ -8,21 +8,13 @@ import tempfile
 import keras
 import numpy as np
 import tensorflow as tf
-from keras import tree
 
-from keras_dynamic._compat import layers_within
-from keras_dynamic.models.graph import build_graph
-
-__all__ = ["check_installed", "check_same_answers", "to_litert", "to_onnx"]
+__all__ = ["check_installed", "to_litert", "to_onnx"]
 
 _NEEDED = {
     "litert": ("ai_edge_litert",),
     "onnx": ("tf2onnx", "onnx", "onnxruntime"),
 }
-# Batches that a converted model answers beside the one it was made from.
-_BATCHES = (1, 5, 32)
-# What an open size of an input is taken to be there.
-_OPEN_SIZE = 32
 
 
 def check_installed(format):
@@ -61,10 +53,7 @@ def to_litert(write_saved_model):
         try:
             model = converter.convert()
         except Exception as error:  # its own class is private
-            operations = _operations_in(str(error))
-            if not operations:
-                raise
-            raise _unsupported("litert", operations) from error
+            raise _not_for_litert(str(error)) from error
 
     def run(arrays):
         # A new one each time: resized after a run, it writes beyond its memory.
@@ -98,20 +87,20 @@ def to_onnx(model, serve, specs, opset_version=None):
     from tf2onnx import optimizer, tfonnx
 
     # The graph's own names get a prefix, so that those of the outputs are free.
-    names = {spec.name: f"fed_{spec.name}" for spec in specs}
-    specs = [tf.TensorSpec(s.shape, s.dtype, name=names[s.name]) for s in specs]
+    fed = [tf.TensorSpec(s.shape, s.dtype, name=f"fed_{s.name}") for s in specs]
     constants = _Constants(model)
 
     def frozen(*tensors):
         with constants:
             return serve(list(tensors))
 
-    traced = tf.function(frozen, autograph=False, input_signature=specs)
+    traced = tf.function(frozen, autograph=False, input_signature=fed)
     traced = traced.get_concrete_function()
     # Arrays that layers hold besides their variables come after what is fed.
     held = zip(traced.inputs[len(specs) :], traced.captured_inputs, strict=True)
     found = traced.structured_outputs
-    renamed = {f"{given}:0": name for name, given in names.items()}
+    taken = zip(traced.inputs, specs, strict=False)
+    renamed = {tensor.name: spec.name for tensor, spec in taken}
     renamed |= {tensor.name: name for name, tensor in found.items()}
     graph_def = traced.graph.as_graph_def(add_shapes=True)
     complaints = _Complaints()
@@ -148,47 +137,6 @@ def to_onnx(model, serve, specs, opset_version=None):
         return dict(zip(outputs, session.run(None, arrays), strict=True))
 
     return content, run
-
-
-def check_same_answers(model, run, specs, format):
-    """Compares a converted model with the one that it was made from.
-
-    Args:
-        model: a `DynamicModel`.
-        run: function from a dict of arrays by name to a dict of arrays.
-        specs: flat list of `tf.TensorSpec`s, named, in the order of `model.inputs`.
-        format: string, for messages.
-
-    Returns:
-        (exits,) ints, how many of the samples that were compared left at each exit.
-
-    Raises:
-        ValueError: if the answers differ; names the output.
-    """
-    generator = np.random.default_rng(0)
-    ends = _ends_of_ranges(model)
-    half = {getattr(layer, "compute_dtype", "") for layer in layers_within(model)}
-    tolerance = 2e-2 if half & {"float16", "bfloat16"} else 1e-4
-    batches = [_BATCHES if spec.shape[0] is None else spec.shape[:1] for spec in specs]
-    seen = np.zeros(len(model.exit_names), int)
-    for rows in batches[0]:
-        arrays = [
-            _random(generator, spec, rows, end)
-            for spec, end in zip(specs, ends, strict=True)
-        ]
-        x = tree.pack_sequence_as(model.input, [tf.constant(a) for a in arrays])
-        expected = model.predict_dynamic(x, batch_size=rows, verbose=0)
-        fed = {spec.name: a for spec, a in zip(specs, arrays, strict=True)}
-        try:
-            found = run(fed)
-        except Exception as error:
-            raise ValueError(
-                f"`format={format!r}` converts this model, but {format} cannot run it "
-                f"on a batch of {rows}, so nothing was written: {error}"
-            ) from error
-        _compare(model, expected, found, tolerance, format)
-        seen += np.bincount(expected.exit_index, minlength=len(seen))
-    return seen
 
 
 class _Constants(keras.StatelessScope):
@@ -276,9 +224,33 @@ class _Complaints(logging.Handler):
         self._logger.setLevel(level)
 
 
-def _operations_in(message):
-    """Names of the operations that LiteRT's converter says it does not have."""
-    return set(re.findall(r"'tf\.(\w+)' op is neither", message))
+def _not_for_litert(message):
+    """A ValueError that says what LiteRT's converter complains about."""
+    found = re.findall(r"'tf\.(\w+)' op (?:is neither|requires)", message)
+    found += re.findall(r"failed to legalize operation 'tf\.(\w+)'", message)
+    if any(operation.startswith("TensorList") for operation in found):
+        return ValueError(
+            "`format='litert'` cannot run over the steps of a sequence with any number "
+            f"of samples, for lack of {', '.join(sorted(set(found)))}, "
+            "so nothing was written. If the number of steps is fixed, set `unroll = "
+            "True` on the recurrent layers (`LSTM`, `GRU`, `RNN`), those of a trained "
+            "model too; else export the model as 'onnx' or 'tf_saved_model'."
+        )
+    # The details give each operation with the types that it reads.
+    types = re.findall(r"\btf\.(\w+)\"?\(([^\n]*)", message)
+    half = {operation for operation, rest in types if "f16>" in rest} & set(found)
+    if half and half == set(found):
+        return ValueError(
+            "`format='litert'` does not compute in half precision, as this model does "
+            f"in {', '.join(sorted(half))}, so nothing was written. Give its layers "
+            "dtype='float32', or export the model as 'tf_saved_model'."
+        )
+    if not found:
+        first = next((line for line in message.splitlines() if line.strip()), message)
+        return ValueError(
+            f"`format='litert'` cannot hold this model, so nothing was written: {first}"
+        )
+    return _unsupported("litert", set(found) - half)
 
 
 def _unsupported(format, operations):
@@ -287,69 +259,4 @@ def _unsupported(format, operations):
         f"{', '.join(sorted(operations))}, which the model needs, so nothing was "
         "written. Leave such a layer outside of the model, or export the model as "
         "'tf_saved_model'."
-    )
-
-
-def _ends_of_ranges(model):
-    """One past the largest number that each integer input may hold."""
-    graph = build_graph(model)
-    ends = {value: 256 if value.spec.dtype == "uint8" else 2 for value in graph.inputs}
-    for step in graph.steps:
-        if isinstance(step.operation, keras.layers.Embedding):
-            ends |= {v: step.operation.input_dim for v in step.inputs if v in ends}
-    return list(ends.values())
-
-
-def _random(generator, spec, rows, end):
-    """Rows of an input; floats at several scales, so that some are easy, some hard."""
-    shape = [rows, *(size or _OPEN_SIZE for size in spec.shape[1:])]
-    if spec.dtype == tf.bool:
-        return generator.random(shape) < 0.5
-    if spec.dtype == tf.string:
-        return generator.integers(0, 10, shape).astype(str).astype(object)
-    if not spec.dtype.is_floating:
-        return generator.integers(0, end, shape).astype(spec.dtype.as_numpy_dtype)
-    scales = 10 ** generator.uniform(-2, 1, [rows] + [1] * (len(shape) - 1))
-    return (scales * generator.normal(size=shape)).astype(spec.dtype.as_numpy_dtype)
-
-
-def _compare(model, expected, found, tolerance, format):
-    """Raises a ValueError that names the first output that differs."""
-    same = found["exit_index"] == expected.exit_index
-    # Where a score lies on the threshold, the last bit decides, and both are right.
-    excused = same | _on_the_threshold(model, expected, found, tolerance)
-    if not excused.all():
-        row = int(np.argmin(excused))
-        raise _differing(
-            format,
-            "exit_index",
-            f"{found['exit_index'][row]} in place of {expected.exit_index[row]}",
-        )
-    for name, array in found.items():
-        one = np.asarray(array, "float64")[same]
-        other = np.asarray(getattr(expected, name), "float64")[same]
-        size = np.abs(other[np.isfinite(other)]).max(initial=1.0)
-        if one.shape != other.shape or not np.allclose(
-            one, other, rtol=tolerance, atol=tolerance * size, equal_nan=True
-        ):
-            received = f"shape {one.shape} in place of {other.shape}"
-            if one.shape == other.shape:
-                received = f"a difference of {np.abs(one - other).max():.3g}"
-            raise _differing(format, name, received)
-
-
-def _on_the_threshold(model, expected, found, tolerance):
-    earlier = np.minimum(expected.exit_index, found["exit_index"])
-    left_here = earlier == expected.exit_index
-    score = np.where(left_here, expected.confidence, found["confidence"])
-    thresholds = model.exit_rule.thresholds(len(model.exit_names) - 1)
-    thresholds = np.append(thresholds, np.inf)[earlier]
-    return np.abs(score - thresholds) <= tolerance
-
-
-def _differing(format, name, received):
-    return ValueError(
-        f"`format={format!r}`: the converted model gives another `{name}` than the "
-        f"model itself for the same random input, so nothing was written. Received: "
-        f"{received}."
     )

@@ -10,18 +10,15 @@ import numpy as np
 import tensorflow as tf
 from keras import tree
 
-from keras_dynamic.models.converting import (
-    check_installed,
-    check_same_answers,
-    to_litert,
-    to_onnx,
-)
+from keras_dynamic.models.comparing import check_same_answers
+from keras_dynamic.models.converting import check_installed, to_litert, to_onnx
 from keras_dynamic.models.rules import Selected
 from keras_dynamic.models.saying import say
 
 __all__ = ["export", "named_specs", "write_saved_model"]
 
 _OPTIONS = {"tf_saved_model": (), "litert": (), "onnx": ("opset_version",)}
+_WORD = re.compile(r"[A-Za-z]\w*", re.ASCII)
 _COLUMNS = ("outputs", "exit_index", "confidence", "probabilities")
 
 
@@ -44,12 +41,20 @@ def export(model, filepath, format, verbose, input_signature, options):
         _write(model, specs, filepath, counts=True, verbose=verbose)
     else:
         check_installed(format)
-        content, seen = _converted(model, specs, format, options)
         path = Path(filepath)
+        if path.is_dir():
+            raise IsADirectoryError(
+                f"`filepath` must be a file with `format={format!r}`. Received: "
+                f"filepath='{filepath}', which is a folder."
+            )
+        content, seen = _converted(model, specs, format, options)
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(f"{path.name}.partial")
-        partial.write_bytes(content)
-        os.replace(partial, path)
+        try:
+            partial.write_bytes(content)
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
     if verbose:
         if format != "tf_saved_model":
             left = zip(seen, model.exit_names, strict=True)
@@ -58,6 +63,10 @@ def export(model, filepath, format, verbose, input_signature, options):
                 f"Saved artifact at '{filepath}'. Run on {sum(seen)} random samples it "
                 f"gives the model's answers; they left: {left}."
             )
+        names = {i.name: spec.name for i, spec in zip(model.inputs, specs, strict=True)}
+        changed = [f"'{n}' as '{word}'" for n, word in names.items() if n != word]
+        if changed:
+            say(f"Names of inputs had to change: {', '.join(changed)}.")
         say(_frozen(model))
     if verbose and format == "litert":
         say("LiteRT: make an interpreter for each batch size; one resized may crash.")
@@ -99,10 +108,33 @@ def named_specs(model, input_signature=None):
             "`input_signature` must hold one spec for each of the "
             f"{len(model.inputs)} inputs. Received: {len(given)} specs: {given}."
         )
+    names = _words([tensor.name for tensor in model.inputs])
     return [
-        tf.TensorSpec(spec.shape, spec.dtype, name=re.sub(r"\W", "_", tensor.name))
-        for spec, tensor in zip(given, model.inputs, strict=True)
+        tf.TensorSpec(spec.shape, spec.dtype, name=name)
+        for spec, name in zip(given, names, strict=True)
     ]
+
+
+def _words(names):
+    """Names that every format takes, as near as can be to those given.
+
+    They have letters and digits of ASCII only, differ in more than capitals, and are no
+    names of outputs, which ONNX keeps in one list with those of inputs.
+    """
+    taken = {*_COLUMNS, "cost"}
+    words = {}
+    # Those that may stay as they are come first.
+    for name in sorted(names, key=lambda name: re.fullmatch(_WORD, name) is None):
+        word = re.sub(r"\W", "_", name, flags=re.ASCII)
+        if not re.fullmatch(_WORD, word):
+            word = f"input_{word.lstrip('_')}"
+        unique, number = word, 0
+        while unique.lower() in taken:
+            number += 1
+            unique = f"{word}_{number}"
+        taken.add(unique.lower())
+        words[name] = unique
+    return [words[name] for name in names]
 
 
 def _converted(model, specs, format, options):

@@ -19,34 +19,46 @@ _COLUMNS = ("outputs", "exit_index", "confidence", "probabilities")
 class Sent:
     """What a device has to send for the samples that it could not answer.
 
+    What travels is `tensors`, a flat dict of arrays: any way of sending arrays will do,
+    and a server takes such a dict in place of a `Sent`.
+
     Attributes:
         tensors: dict from a name to an array (n, ...), the rows of every tensor that
             the server needs, in order: live tensors of the graph, skip connections
             over the cut and masks (`<name>_mask`) included, the rule's memory of the
             samples (`memory_<i>`), and `broken`, which of them hold a NaN.
-        rows: (n,) int32, where they stood in the batch. It need not travel.
-        costs: the model's `Costs`, for the server's account. Nor need this.
+        rows: (n,) int32, where they stood in the batch, for the device. It need not
+            travel. Defaults to `None`.
+        costs: the model's `Costs`, for the server's account. Needed where the model
+            leaves sizes of its inputs open, on which they depend. Defaults to `None`,
+            those of the model.
     """
 
     tensors: dict
-    rows: np.ndarray
-    costs: Costs
+    rows: np.ndarray | None = None
+    costs: Costs | None = None
 
     @property
     def nbytes(self):
-        """Bytes of all tensors."""
-        return sum(array.nbytes for array in self.tensors.values())
+        """Bytes of all tensors; of strings, the bytes of their characters."""
+        return sum(_nbytes(array) for array in self.tensors.values())
 
     @property
     def bytes_per_sample(self):
-        """Bytes that one sample takes, also where none has to be sent."""
-        return sum(
-            array.dtype.itemsize * int(np.prod(array.shape[1:]))
-            for array in self.tensors.values()
-        )
+        """Bytes that one sample takes, also where none has to be sent.
+
+        Strings count with the mean of those that are sent, rounded up.
+        """
+        total = 0
+        for array in self.tensors.values():
+            if array.dtype == object:
+                total += -(-_nbytes(array) // max(len(array), 1))
+            else:
+                total += array.dtype.itemsize * int(np.prod(array.shape[1:]))
+        return total
 
     def __len__(self):
-        return len(self.rows)
+        return len(self.tensors["broken"])
 
     def __repr__(self):
         return (
@@ -196,33 +208,49 @@ class Device(_Half):
 class Server(_Half):
     """The second half of a model, see `kd.split`: answers the rest.
 
-    `server(sent)` takes what a device sent and gives a `kd.DynamicPrediction`, whose
-    `cost` is what was executed on the server.
+    `server(sent)` takes what a device sent, a `Sent` or its dict of arrays `tensors`,
+    and gives a `kd.DynamicPrediction`, whose `cost` is what was executed on the server.
+    It may run in another process, on a model that was loaded there and split alike.
 
     Args:
         model, walk, thresholds, temperatures: as of `_Half`.
         specs: dict from the name of each tensor sent to its `tf.TensorSpec`.
+        optional: names of those that are not sent where they are absent.
     """
 
-    def __init__(self, model, walk, thresholds, temperatures, specs):
+    def __init__(self, model, walk, thresholds, temperatures, specs, optional=()):
         super().__init__(model, walk, thresholds, temperatures)
-        self.specs = specs
+        self.specs, self._optional = specs, set(optional)
 
     def __call__(self, sent):
+        if isinstance(sent, dict):
+            sent = Sent(sent)
         if not isinstance(sent, Sent):
             raise TypeError(
-                "`sent` must be the `Sent` that a device gave. Received: "
-                f"sent={sent!r} of type {type(sent)}."
+                "`sent` must be the `Sent` that a device gave, or the dict of its "
+                f"`tensors`. Received: sent={sent!r} of type {type(sent)}."
             )
-        missing = sorted(set(self.specs) - set(sent.tensors))
+        missing = sorted(set(self.specs) - set(sent.tensors) - self._optional)
         if missing:
             raise ValueError(
                 f"`sent` must hold the tensors {list(self.specs)}: it comes from "
                 f"another split. Received: {list(sent.tensors)}, {missing} missing."
             )
-        tensors = {name: _tensor(sent.tensors[name]) for name in self.specs}
-        fields, _ = self._answers(tensors, sent.costs)
+        tensors = {name: _tensor(sent.tensors.get(name)) for name in self.specs}
+        fields, _ = self._answers(tensors, self._costs_of(sent))
         return DynamicPrediction(**fields)
+
+    def _costs_of(self, sent):
+        road = self.model.road
+        if sent.costs is None and road.open_sizes:
+            raise ValueError(
+                "`sent` must hold `costs`: the model leaves sizes of its inputs open, "
+                "on which they depend. Give the device's `Sent` as a whole, pickled on "
+                "the way, in place of its `tensors`. Received: costs=None."
+            )
+        if sent.costs is None:
+            return road.costs(None, self._walk.rule, self._walk.numbers)
+        return sent.costs
 
     def export(self, filepath, verbose=True):
         """Writes a SavedModel.
@@ -243,6 +271,13 @@ class Server(_Half):
             return self._served({n.removeprefix("sent_"): t for n, t in sent.items()})
 
         write_saved_model(filepath, serve, [signature], [self.model], verbose)
+
+
+def _nbytes(array):
+    """Bytes of an array, of the strings in it rather than of pointers to them."""
+    if array.dtype != object:
+        return array.nbytes
+    return sum(len(string) for string in array.ravel())
 
 
 def _tensor(array):

@@ -1,10 +1,18 @@
 """A part of the walk: from one segment to another, for two machines to share."""
 
+import collections
 import re
 
+import keras
 import tensorflow as tf
 
-from keras_dynamic._compat import keep_mask, kept_mask, set_mask
+from keras_dynamic._compat import (
+    get_mask,
+    keep_mask,
+    kept_mask,
+    producer_of,
+    set_mask,
+)
 from keras_dynamic.models.engine import Walk
 from keras_dynamic.models.gates import holds_gates
 from keras_dynamic.models.graph import run_steps
@@ -19,8 +27,9 @@ class PartialWalk(Walk):
     A batch begins as the model takes it, or where `first` is not 0 as what the part
     before has handed out. The answers of those who stay after `last` have exit_index
     -1, and what goes on with them is handed out as a flat dict of tensors (staying,
-    ...): their rows of every live value and its mask, the rule's memory of them,
-    whether they are broken, and `rows`, where they stood in the batch.
+    ...): their rows of every live value and its mask (a mask that several have only
+    once), the rule's memory of them, whether they are broken, and `rows`, where they
+    stood in the batch. An input that is absent is not among them.
 
     Args:
         walk: the whole `Walk`.
@@ -39,7 +48,8 @@ class PartialWalk(Walk):
         self.has_gates = holds_gates(steps)
         self.first, self.last = first, last
         live = segments[first - 1].live if first else ()
-        self._received = _names([value for value in live if value.batched])
+        self._received = _Crossing(live, segments)
+        self._handed = _Crossing(segments[last].live, segments)
         self._producers = {
             value: step
             for segment in segments
@@ -81,20 +91,42 @@ class PartialWalk(Walk):
         everyone = tf.equal(tf.size(staying), tf.size(rows))
         kept, rows, state = take_rows(live, rows, state, staying, everyone)
         if index == self.last:
-            return answers, _handed_out(self.segments[index], kept, rows, state)
+            return answers, self._handed_out(kept, rows, state)
 
         def go_on():
             return self._stage(index + 1, kept, state, rows, answers, knobs)
 
         return _if_somebody(tf.size(staying), go_on, answers)
 
+    @property
+    def optional(self):
+        """Names of what is handed out only where the model is fed it."""
+        return {
+            name
+            for value, name in self._handed.names.items()
+            if value in self.inputs
+            and getattr(producer_of(value.spec), "optional", False)
+        }
+
+    def _handed_out(self, values, rows, state):
+        sent = {}
+        for value, name in self._handed.names.items():
+            if values[value] is not None:
+                sent[name] = values[value]
+        for value, name in self._handed.masks.items():
+            mask = None if values[value] is None else kept_mask(values[value])
+            if mask is not None:
+                sent.setdefault(name, mask)
+        for number, tensor in enumerate(tf.nest.flatten(state["memory"])):
+            sent[f"memory_{number}"] = tensor
+        return {**sent, "broken": state["broken"], "rows": rows}
+
     def _values_of(self, sent):
         """The values that cross the cut, with the masks that came with them."""
-        values = {}
-        for value, name in self._received.items():
-            values[value] = sent[name]
-            if f"{name}_mask" in sent:
-                keep_mask(set_mask(sent[name], sent[f"{name}_mask"]))
+        values = {v: sent.get(name) for v, name in self._received.names.items()}
+        for value, name in self._received.masks.items():
+            if values[value] is not None and sent.get(name) is not None:
+                keep_mask(set_mask(values[value], sent[name]))
         for value in self._constants:
             values[value] = self._computed(value)
         return values
@@ -129,30 +161,52 @@ class PartialWalk(Walk):
                 )
 
 
-def _names(values):
-    """Values with names that are words and differ."""
-    names, taken = {}, {"rows", "broken"}
-    for value in values:
-        name = unique = re.sub(r"\W", "_", value.name)
-        number = 0
-        while unique in taken or unique.startswith("memory_"):
-            number += 1
-            unique = f"tensor_{name}_{number}"
-        taken |= {unique, f"{unique}_mask"}
-        names[value] = unique
-    return names
+class _Crossing:
+    """The values that cross a cut, by names that are words and differ.
 
+    Args:
+        live: values that are needed after the cut.
+        segments: those of the whole walk.
 
-def _handed_out(segment, values, rows, state):
-    sent = {}
-    for value, name in _names([v for v in segment.live if v.batched]).items():
-        sent[name] = values[value]
-        mask = kept_mask(values[value])
-        if mask is not None:
-            sent[f"{name}_mask"] = mask
-    for number, tensor in enumerate(tf.nest.flatten(state["memory"])):
-        sent[f"memory_{number}"] = tensor
-    return {**sent, "broken": state["broken"], "rows": rows}
+    Attributes:
+        names: dict from each value with a batch axis to its name.
+        masks: dict from each to the name of its mask, should it carry one: that of
+            another value, where Keras says that both have the same or that the other
+            is the mask.
+    """
+
+    def __init__(self, live, segments):
+        self.names, taken = {}, {"rows", "broken"}
+        for value in live:
+            if not value.batched:
+                continue
+            name = unique = re.sub(r"\W", "_", value.name)
+            number = 0
+            while unique in taken or unique.startswith("memory_"):
+                number += 1
+                unique = f"tensor_{name}_{number}"
+            taken |= {unique, f"{unique}_mask"}
+            self.names[value] = unique
+        steps = [step for segment in segments for step in segment.steps]
+        # A nested model that is called twice has two values, and one description.
+        made = collections.Counter(id(v.spec) for step in steps for v in step.outputs)
+        # It may leave another mask behind on what it is given.
+        given = {
+            value
+            for step in steps
+            if step.glue or isinstance(step.operation, keras.Model)
+            for value in step.inputs
+        }
+        known = {
+            id(value.spec): name
+            for value, name in self.names.items()
+            if made[id(value.spec)] == 1
+        }
+        self.masks = {}
+        for value, name in self.names.items():
+            mask, own = get_mask(value.spec), f"{name}_mask"
+            alone = mask is None or value in given or made[id(value.spec)] > 1
+            self.masks[value] = own if alone else known.setdefault(id(mask), own)
 
 
 def _if_somebody(num_rows, run, answers):

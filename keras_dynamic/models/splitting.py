@@ -82,7 +82,7 @@ def split(model, exit):
     numbers = thresholds.numpy(), model.calibration_temperatures.numpy()
     specs = _specs_of_sent(model, first_half, numbers)
     return Device(model, first_half, *numbers), Server(
-        model, second_half, *numbers, specs
+        model, second_half, *numbers, specs, first_half.optional
     )
 
 

@@ -4,6 +4,7 @@ import os
 import pickle
 import subprocess
 import sys
+from collections import OrderedDict
 
 import keras
 import numpy as np
@@ -177,6 +178,26 @@ def test_one_exit_with_gates(tmp_path):
     np.testing.assert_allclose(found["outputs"], expected.outputs, atol=1e-5)
     np.testing.assert_array_equal(found["cost"], expected.cost)
     assert len(set(expected.cost.tolist())) == 2  # closed for some
+
+
+def test_a_dict_in_another_order_is_fed_by_name(tmp_path):
+    z, a = keras.Input((3,), name="z"), keras.Input((3,), name="a")
+    hidden = keras.layers.concatenate([z, keras.layers.Rescaling(5.0)(a)])
+    x = {"z": normal(8, 3), "a": normal(8, 3)[::-1]}
+    for kind in (dict, OrderedDict):
+        model = two_exits(kind(z=z, a=a), hidden)
+        model.exit_rule = kd.rules.MaxProbability(None)
+        model.export(tmp_path / kind.__name__, verbose=False)
+        loaded = tf.saved_model.load(tmp_path / kind.__name__)
+        # Layer by layer, without a structure in which inputs could be confused.
+        by_hand = np.concatenate([x["z"], 5 * x["a"]], axis=1)
+        expected = model.get_layer("final")(model.get_layer("deep")(by_hand))
+        served = loaded.signatures["serving_default"]
+        found = served(**{name: tf.constant(array) for name, array in x.items()})
+        np.testing.assert_allclose(found["outputs"], expected, atol=1e-5)
+        for order in ("za", "az"):
+            found = loaded.serve(kind((name, x[name]) for name in order))
+            np.testing.assert_allclose(found["outputs"], expected, atol=1e-5)
 
 
 # What `verbose` says

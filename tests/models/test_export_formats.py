@@ -9,6 +9,7 @@ import tensorflow as tf
 
 import keras_dynamic as kd
 from keras_dynamic.models import export as exporting
+from keras_dynamic.models.comparing import check_same_answers
 from tests.models.small_exports import Bessel, Trap, make, normal, rows_of, two_exits
 from tests.models.small_models import dense_model
 
@@ -86,6 +87,35 @@ def test_segments_that_nobody_reaches_do_not_run(format, tmp_path):
     assert np.all(found["exit_index"] == 0)
 
 
+NAMES = {  # as given: as written
+    "a b": "a_b_2",
+    "a_b": "a_b",
+    "A_B": "A_B_1",
+    "outputs": "outputs_1",
+    "größe": "gr__e",
+    "_1x": "input_1x",
+    "x": "x",
+}
+
+
+@pytest.mark.parametrize("format", ["tf_saved_model", *FORMATS])
+def test_inputs_have_names_that_every_format_takes(format, tmp_path, capsys):
+    inputs = [keras.Input((1,), name=name) for name in NAMES]
+    hidden = keras.layers.Dense(8, "tanh")(keras.layers.concatenate(inputs))
+    model, x = two_exits(inputs, hidden), list(normal(len(NAMES), 5, 1))
+    model.export(tmp_path / "model", format=format)
+    assert "'a b' as 'a_b_2', " in capsys.readouterr().out
+    fed = dict(zip(NAMES.values(), x, strict=True))
+    if format == "tf_saved_model":
+        loaded = tf.saved_model.load(tmp_path / "model")
+        fed = {name: tf.constant(array) for name, array in fed.items()}
+        found = loaded.signatures["serving_default"](**fed)
+    else:
+        found = runner(tmp_path / "model", format)(fed)
+    expected = model.predict_dynamic(x, verbose=0)
+    np.testing.assert_allclose(found["outputs"], expected.outputs, atol=1e-5)
+
+
 def test_models_that_cannot_be_run_there_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(
         kd.DynamicModel,
@@ -108,6 +138,115 @@ def test_models_that_cannot_be_run_there_are_refused(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="onnx cannot run it on a batch of 1"):
         trapped(None).export(tmp_path / "model", format="onnx", verbose=False)
     assert not list(tmp_path.iterdir())
+
+
+# What is fed to compare
+
+
+class Positions(keras.layers.Layer):
+    """Adds one of sixteen vectors to each place of a sequence."""
+
+    def build(self, input_shape):
+        self.table = self.add_weight(shape=(16, 4), name="table")
+
+    def call(self, inputs):
+        return inputs + tf.gather(self.table, tf.range(tf.shape(inputs)[1]))
+
+    def compute_output_shape(self, input_shape):
+        return input_shape
+
+    def compute_flops(self, input_shape):
+        return 0
+
+
+def sequences(inputs, hidden):
+    return two_exits(inputs, keras.layers.GlobalAveragePooling1D()(hidden))
+
+
+def compared(model):
+    """What a model is fed when it is compared: a list of lists of arrays."""
+    fed = []
+
+    def run(arrays):
+        fed.append(list(arrays.values()))
+        x = keras.tree.pack_sequence_as(model.input, fed[-1])
+        p = model.predict_dynamic(x, verbose=0, batch_size=32)
+        names = ("outputs", "exit_index", "confidence", "probabilities")
+        return {name: getattr(p, name) for name in names}
+
+    check_same_answers(model, run, exporting.named_specs(model), "onnx")
+    return fed
+
+
+def test_numbers_that_are_looked_up_lie_in_the_smallest_table():
+    wide, narrow = keras.layers.Embedding(20, 4), keras.layers.Embedding(5, 4)
+    for dtype in ("float32", "int32"):
+        for order in ((wide, narrow), (narrow, wide)):
+            inputs = keras.Input((5,), dtype=dtype, name="ids")
+            model = sequences(inputs, order[0](inputs) + order[1](inputs))
+            numbers = np.concatenate([batch[0] for batch in compared(model)])
+            assert set(numbers.ravel()) == {0, 1, 2, 3, 4}, dtype
+    inputs = keras.Input((1,), name="kind")
+    hidden = keras.layers.CategoryEncoding(6, output_mode="one_hot")(inputs)
+    numbers = np.concatenate([b[0] for b in compared(two_exits(inputs, hidden))])
+    assert set(numbers.ravel()) == {0, 1, 2, 3, 4, 5}
+
+
+def test_open_lengths_are_those_that_the_model_takes():
+    inputs = keras.Input((None,), dtype="int32", name="ids")
+    model = sequences(inputs, Positions()(keras.layers.Embedding(20, 4)(inputs)))
+    assert {batch[0].shape[1] for batch in compared(model)} == {16}
+
+
+class Table(keras.layers.Layer):
+    """Nine vectors, looked up from a number on, by hand."""
+
+    def __init__(self, start):
+        super().__init__()
+        self.start = start
+
+    def call(self, inputs):
+        return tf.gather(tf.eye(9, 4), tf.cast(inputs, "int32") - self.start)
+
+    def compute_output_shape(self, input_shape):
+        return (*input_shape, 4)
+
+    def compute_flops(self, input_shape):
+        return 0
+
+
+@pytest.mark.parametrize(
+    "start, dtype, numbers",
+    [(0, "float32", {0, 1}), (1, "int32", {1}), (1, "float32", {1})],
+)
+def test_numbers_looked_up_by_hand(start, dtype, numbers):
+    inputs = keras.Input((5,), dtype=dtype, name="ids")
+    fed = compared(sequences(inputs, Table(start)(inputs)))
+    assert set(np.concatenate([batch[0] for batch in fed]).ravel()) == numbers
+
+
+@pytest.mark.parametrize(
+    "length, message",
+    [
+        (None, r"`input_signature` with such as .*'int32'.* Received: InvalidArgument"),
+        (5, r"nothing was written.* clip them inside the model.*is not in \[0, 9\)"),
+    ],
+)
+def test_a_model_that_takes_none_of_them_says_what_to_do(length, message):
+    inputs = keras.Input((length,), dtype="int32", name="ids")
+    with pytest.raises(ValueError, match=message):
+        compared(sequences(inputs, Table(5)(inputs)))
+
+
+def test_outputs_are_compared_with_those_of_keras(monkeypatch):
+    # Both sides have swapped the inputs: each other's image, and not what Keras gives.
+    one, two = keras.Input((3,), name="one"), keras.Input((3,), name="two")
+    scaled = keras.layers.Rescaling(5.0)(two)
+    model = two_exits([one, two], keras.layers.concatenate([one, scaled]))
+    predict = model.predict_dynamic
+    monkeypatch.setattr(model, "predict_dynamic", lambda x, **k: predict(x[::-1], **k))
+    with pytest.raises(ValueError, match="another `outputs` than the model"):
+        compared(model)
 
 
 # Errors
@@ -136,6 +275,60 @@ def test_mixtures_are_refused_by_litert(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def recurrent(layer):
+    inputs = keras.Input((3, 2), name="steps")
+    hidden = keras.layers.Dense(4, "tanh")(inputs)
+    first = kd.EarlyExit(4, name="exit_1")(hidden)
+    final = keras.layers.Dense(4, "softmax", name="final")(layer(hidden))
+    return kd.DynamicModel(inputs, [first, final])
+
+
+def test_recurrent_layers_are_to_be_unrolled_for_litert(tmp_path):
+    layer = keras.layers.LSTM(4)
+    model, x = recurrent(layer), normal(5, 3, 2)
+    message = "TensorList.*nothing was written.*`unroll = True`"
+    with pytest.raises(ValueError, match=message):
+        model.export(tmp_path / "model", format="litert")
+    assert not list(tmp_path.iterdir())
+    layer.unroll = True
+    model.export(tmp_path / "model", format="litert", verbose=False)
+    expected = model.predict_dynamic(x, verbose=0)
+    found = runner(tmp_path / "model", "litert")({"steps": x})
+    np.testing.assert_allclose(found["outputs"], expected.outputs, atol=1e-5)
+
+
+def test_half_precision_is_the_reason_that_litert_is_given(tmp_path):
+    inputs = keras.Input((6,), name="features")
+    hidden = keras.layers.Dense(8, "tanh", dtype="float16")(inputs)
+    with pytest.raises(ValueError, match="half precision, as this model does in Bias"):
+        two_exits(inputs, hidden).export(tmp_path / "model", format="litert")
+    # An operation that it lacks in any precision is named alone.
+    model = two_exits(inputs, Bessel()(hidden))
+    with pytest.raises(ValueError, match=r"operation\(s\) BesselI0, which"):
+        model.export(tmp_path / "model", format="litert")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_is_not_written_over(tmp_path, monkeypatch):
+    model = dense_model(compiled=False)
+    with monkeypatch.context() as patched:
+        # Before anything is converted.
+        patched.setattr(exporting, "_converted", None)
+        with pytest.raises(
+            IsADirectoryError, match="must be a file.*which is a folder"
+        ):
+            model.export(tmp_path, format="onnx")
+
+    def refuse(*_):
+        raise PermissionError("no")
+
+    monkeypatch.setattr(exporting, "_converted", lambda *_: (b"abc", [1]))
+    monkeypatch.setattr(exporting.os, "replace", refuse)
+    with pytest.raises(PermissionError, match="no"):
+        model.export(tmp_path / "model", format="onnx")
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("name", ["outputs", "confidence", "exit_index", "cost"])
 def test_a_difference_is_an_error_that_names_the_output(name, tmp_path, monkeypatch):
     def convert_badly(model, serve, specs):
@@ -155,9 +348,9 @@ def test_a_difference_is_an_error_that_names_the_output(name, tmp_path, monkeypa
 
 
 def test_a_score_on_the_threshold_may_go_either_way(monkeypatch):
-    from keras_dynamic.models.converting import check_same_answers
-
-    model = trapped(0.1)
+    inputs = keras.Input((6,), name="features")
+    rule = kd.rules.MaxProbability(0.1)
+    model = two_exits(inputs, keras.layers.Dense(8)(inputs), exit_rule=rule)
     specs = exporting.named_specs(model)
     predict = model.predict_dynamic
 
