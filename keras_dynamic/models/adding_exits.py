@@ -47,9 +47,9 @@ def add_exits(
 
     The heads are `EarlyExit` layers in the style of the model's own head: its
     activation, its class token, hidden layers (unless wider than the features they
-    would be given), dropout, and the normalization that stands before its classifier, which an
-    un-normalized stream needs as much earlier (DenseNet, GPT-2, ViT). A mask of tokens
-    that the blocks are called with goes to the exits too.
+    would be given), dropout, and the normalization that stands before its classifier,
+    which an un-normalized stream needs as much earlier (DenseNet, GPT-2, ViT). A mask
+    of tokens that the blocks are called with goes to the exits too.
 
     Where a cut lies within a nested model the result has the layers of nested models
     directly. The encoder of keras-hub's ViT, which is one layer, is taken apart. Layers
