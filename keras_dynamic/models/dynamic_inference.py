@@ -248,9 +248,9 @@ class DynamicInference:
     ):
         """Writes a model that skips as `predict_dynamic` does, without Python.
 
-        Its endpoint `serve` takes any batch and gives a dict: `outputs`, `exit_index`,
-        `confidence`, `probabilities` and, where known, `cost`. The rule, thresholds
-        and temperatures in force are frozen.
+        Its endpoint `serve` takes any batch (LiteRT: none that is empty) and gives a
+        dict: `outputs`, `exit_index`, `confidence`, `probabilities` and, where known,
+        `cost`. The rule, thresholds and temperatures in force are frozen.
 
         Args:
             filepath: path of the folder (SavedModel) or file.

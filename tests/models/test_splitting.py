@@ -388,3 +388,16 @@ def test_records_that_do_not_belong_together():
         other(answers.sent)
     with pytest.raises(ValueError, match="`served` must hold the answers of the 3"):
         answers.completed(server(device(normal(2, 6)).sent))
+
+
+def test_both_sides_load_a_model_with_masks(tmp_path):
+    model = skipping_model()
+    model.save(tmp_path / "m.keras")
+    x = np.array([[1, 2, 0, 0, 0], [3, 4, 5, 6, 7]], "int32")
+    expected = model.predict_dynamic(x, verbose=0)
+    here, there = (keras.models.load_model(tmp_path / "m.keras") for _ in range(2))
+    device, _ = kd.split(here, "exit_1")
+    _, server = kd.split(there, "exit_1")
+    answers = device(x)
+    assert not answers.answered.all()
+    check_equal(answers.completed(server(dict(answers.sent.tensors))), expected)
