@@ -26,6 +26,8 @@ _ENOUGH = 32
 _TRIAL_AFTER, _TRIAL_AFTER_STEP = 3.0, 0.1
 # The same for weights as constants, which lets TensorFlow fold some away.
 _FREEZE_AFTER, _FREEZE_AFTER_STEP = 0.5, 0.01
+# Kinds of batches and thresholds of which is known how long they take, at most.
+_MOST_KEPT = 256
 # First segments that run while later ones do.
 _AHEAD = 2
 
@@ -166,6 +168,9 @@ class Pools:
             self._compared = True
         if not functions.can_be_static or self._key in pace.static_ways:
             return
+        if len(pace.walked) > _MOST_KEPT:
+            pace.walked.clear()
+            pace.static_ways.clear()
         walked = pace.walked[self._key]
         walked += seconds, rows
         if walked[0] > self._trial_after:

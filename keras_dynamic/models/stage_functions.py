@@ -73,7 +73,8 @@ class StageFunctions:
         self.pace = Pace()
         sizes = [size for value in walk.inputs for size in value.spec.shape[1:]]
         # With gates sizes are not left open, since they say what a closed one saves.
-        self.open = None in sizes and not walk.has_gates
+        self._sizes_differ = None in sizes
+        self.open = self._sizes_differ and not walk.has_gates
         self.can_be_static = isinstance(walk, Walk) and not (
             walk.has_gates or self.open
         )
@@ -154,7 +155,7 @@ class StageFunctions:
         """Forgets what was frozen if a weight has another value since."""
         with self._lock:
             for variable, value in self._values.values():
-                if not np.array_equal(variable.numpy(), value):
+                if not _equal(variable.numpy(), value):
                     self._frozen, self._values = {}, {}
                     self.freezes, self.pace.seconds = False, 0.0
                     return
@@ -266,7 +267,8 @@ class StageFunctions:
             self._functions[key] = key, concrete, note[-1]
         stage = self._functions[key]
         if self.freezes and not key[1] and key not in self._frozen:
-            self._frozen[key] = self._as_frozen(stage[1])
+            with self._lock:  # no weight is found changed meanwhile
+                self._frozen[key] = self._as_frozen(stage[1])
         return stage
 
     def _as_frozen(self, function):
@@ -275,9 +277,21 @@ class StageFunctions:
         total = sum(np.prod(v.shape) * v.dtype.size for v in variables)
         if total > _MOST_FROZEN or changes_variables(function):
             return function
-        for variable in variables:
-            self._values.setdefault(id(variable), (variable, variable.numpy()))
+        values = {id(v): (v, v.numpy()) for v in variables}
+        for name, (_, value) in values.items():
+            if name in self._values and not _equal(self._values[name][1], value):
+                self._frozen, self._values = {}, {}  # changed since others were frozen
+                break
+        self._values.update(values)
         return frozen(function)
+
+    def _meaning(self, whole):
+        """What tells a value without a batch axis from those of other batches.
+
+        It may follow from the sizes of its batch, where these are open.
+        """
+        content = whole.numpy().tobytes() if self._sizes_differ else None
+        return tuple(whole.shape), content
 
     def _answered(self, stage, *given):
         """Calls a stage: (found, waiting)."""
@@ -286,7 +300,7 @@ class StageFunctions:
         if tensors is None:
             return found, None
         moving, masks, whole, rows, state = tensors
-        form = (*note, *map(_kind, moving), *(t.shape for t in whole))
+        form = (*note, *map(_kind, moving), *map(self._meaning, whole))
         return found, Waiting(form, moving, masks, whole, rows, state)
 
     def _stage(self, index, values, state, rows, knobs, size):
@@ -358,6 +372,10 @@ class StageFunctions:
     def _spec(self, tensor, size):
         inner = [None] * (len(tensor.shape) - 1) if self.open else tensor.shape[1:]
         return tf.TensorSpec([size, *inner], tensor.dtype)
+
+
+def _equal(one, other):
+    return one.tobytes() == other.tobytes()
 
 
 def _kind(tensor):

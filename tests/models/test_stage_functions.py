@@ -178,6 +178,64 @@ def test_batches_of_several_lengths_wait_apart(impatient):
     assert found.reference_cost == pytest.approx(references)
 
 
+class Length(keras.layers.Layer):
+    """The mean over time, and how many steps there were: no row of it is a sample's."""
+
+    def call(self, inputs):
+        return tf.reduce_mean(inputs, axis=1), tf.cast(tf.shape(inputs)[1], tf.float32)
+
+    def compute_output_spec(self, inputs):
+        return keras.KerasTensor((None, inputs.shape[-1])), keras.KerasTensor(())
+
+    def compute_flops(self, input_shape):
+        return 0
+
+
+class Scaled(keras.layers.Layer):
+    """Times a number."""
+
+    def call(self, inputs, by):
+        return inputs * by
+
+    def compute_output_spec(self, inputs, by):
+        return keras.KerasTensor(inputs.shape)
+
+    def compute_flops(self, input_shape):
+        return 0
+
+
+def test_values_without_rows_are_those_of_their_batch():
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((None, 6))
+    h, length = Length()(inputs)
+    first = kd.EarlyExit(4, name="exit_1")(h)
+    final = keras.layers.Dense(4, "softmax")(Scaled()(h, length))
+    model = kd.DynamicModel(inputs, [first, final])
+    generator = np.random.default_rng(0)
+    batches = [generator.normal(size=(8, 2 + i % 4, 6)) for i in range(12)]
+    nobody = kd.rules.MaxProbability(1.0)
+    found = model.predict_dynamic(((b,) for b in batches), rule=nobody, verbose=0)
+    expected = np.concatenate([model.predict_on_batch(b)[1] for b in batches])
+    np.testing.assert_allclose(found.outputs, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_weight_that_changed_between_two_segments_thaws_the_first():
+    model = dense_model()
+    functions = functions_of(model, middle_rule(model, X))
+    weight = tf.Variable(1.0)
+    two = [tf.function(lambda k=k: weight * k).get_concrete_function() for k in (1, 2)]
+    functions._frozen["first"] = functions._as_frozen(two[0])
+    weight.assign(3.0)
+    functions._frozen["second"] = functions._as_frozen(two[1])
+    assert list(functions._frozen) == ["second"]
+    assert float(functions._frozen["second"]()) == 6.0
+    functions.thaw_if_changed()
+    assert list(functions._frozen) == ["second"]
+    weight.assign(1.0)
+    functions.thaw_if_changed()
+    assert not functions._frozen
+
+
 def test_evaluate_waits_too(impatient):
     model = dense_model(metrics=("accuracy", "sparse_top_k_categorical_accuracy"))
     model.exit_rule = middle_rule(model, X)
