@@ -79,7 +79,7 @@ class Pools:
             run = self.functions.first(*given, size)
         self._ahead.append((is_static, count, self._threads.submit(run)))
         self._number += count
-        self._take_in(_AHEAD)
+        self._take_in(0 if self.functions.in_turns else _AHEAD)
         if is_full and not is_static:
             self._look_for_better(x, time.perf_counter() - start, count)
 
@@ -96,13 +96,17 @@ class Pools:
         for index in range(1, len(self._waiting)):
             for form in list(self._waiting[index]):
                 self._run(index, form)
-        names = self._found[0].keys()
-        columns = {
-            name: np.concatenate([found[name].numpy() for found in self._found])
-            for name in names
-        }
-        order = np.argsort(columns.pop("rows"))
-        return {name: column[order] for name, column in columns.items()}
+        columns = {}
+        while self._found:  # each part is let go once its rows are in their places
+            found = self._found.pop()
+            rows = found.pop("rows").numpy()
+            for name, tensor in found.items():
+                part = tensor.numpy()
+                shape = (self._number, *part.shape[1:])
+                if name not in columns:
+                    columns[name] = np.empty(shape, part.dtype)
+                columns[name][rows] = part
+        return columns
 
     def close(self):
         """Lets the threads go, after what they have begun."""

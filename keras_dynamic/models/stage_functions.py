@@ -78,9 +78,9 @@ class StageFunctions:
         self.can_be_static = isinstance(walk, Walk) and not (
             walk.has_gates or self.open
         )
-        self._functions, self._cores = {}, {}
-        self._frozen, self._values = {}, {}
-        self.freezes = False
+        self._functions, self._cores, self._frozen, self._values = {}, {}, {}, {}
+        # Whether a layer assigns to a variable, and two batches must not do so at once.
+        self.freezes = self.in_turns = False
         self._faster, self._static = {}, {}
         self._lock = threading.RLock()
         self.steps = sum(len(walk.trunk(n).steps) for n in range(self.last + 1))
@@ -264,6 +264,7 @@ class StageFunctions:
                 tf.TensorSpec([exits - 1], tf.float32),
                 tf.TensorSpec([exits], tf.float32),
             )
+            self.in_turns |= changes_variables(concrete)
             self._functions[key] = key, concrete, note[-1]
         stage = self._functions[key]
         if self.freezes and not key[1] and key not in self._frozen:
