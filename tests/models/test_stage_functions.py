@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 
 import keras_dynamic as kd
-from keras_dynamic.models import pools, stage_functions
+from keras_dynamic.models import joining, pools, stage_functions
 from tests.models.small_models import dense_data, dense_model, middle_rule
 from tests.models.small_selected import selected_model
 
@@ -95,6 +95,7 @@ def test_all_at_once_where_that_is_faster(impatient, capsys, jit):
     rule = middle_rule(model, X)
     expected = model.predict_dynamic(X, batch_size=200, rule=rule, verbose=0)
     monkeypatch = impatient
+    monkeypatch.setattr(joining, "_ROWS", 16)  # batches stay as they are
     asked = []
 
     def static_seconds(self, x, knobs):
