@@ -9,6 +9,7 @@ import tensorflow as tf
 
 import keras_dynamic as kd
 from keras_dynamic.models import joining, pools, stage_functions
+from tests.models.counting import Counting
 from tests.models.small_models import dense_data, dense_model, middle_rule
 from tests.models.small_selected import selected_model
 
@@ -62,21 +63,6 @@ def test_frozen_weights_are_those_in_force(impatient):
 
 def test_layers_that_count_are_not_frozen(impatient):
     """A constant could not be assigned to."""
-
-    class Counting(keras.layers.Layer):
-        """Counts the rows that it sees."""
-
-        def build(self, input_shape):
-            self.seen = self.add_weight(
-                shape=(), dtype="int32", trainable=False, initializer="zeros"
-            )
-
-        def call(self, inputs):
-            self.seen.assign(self.seen + keras.ops.shape(inputs)[0])
-            return inputs
-
-        def compute_flops(self, input_shape):
-            return 0
 
     inputs = keras.Input((6,))
     counter = Counting()
