@@ -470,8 +470,8 @@ figure.savefig("promise_front.png", dpi=120)
 
 # %% [markdown]
 # (The certified point is on the half of these rows that it was tested on, the narrower
-# networks on all 40,000 draws.) The front is the best *in hindsight*, for these rows; on
-# new ones it is a little lower. That is why nobody should read a promise off it.
+# networks on all 40,000 draws.) The front is the best *in hindsight*, for these rows;
+# on new ones it is a little lower. That is why nobody should read a promise off it.
 #
 # ## A page to hand on
 #
