@@ -464,6 +464,7 @@ for name, point in {**points, **baselines}.items():
         axis.plot(*point, "s", color="black", mfc="none")
     axis.annotate(name, point, (8, -12), textcoords="offset points", fontsize=8)
 axis.set_xlim(0, 1.2)
+axis.margins(y=0.1)
 axis.set(xlabel="mean cost (1 = plain network)", ylabel="accuracy")
 axis.legend(loc="lower right")
 figure.savefig("promise_front.png", dpi=120)
