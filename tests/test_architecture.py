@@ -70,6 +70,7 @@ ORDERED = {
         "selected_walk",
         "prediction",
         "heads",
+        "loss_weights",
         "per_exit",
         "distilling",
         "selection",
