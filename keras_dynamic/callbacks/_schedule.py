@@ -76,7 +76,9 @@ class Schedule(keras.callbacks.Callback):
                 # Of several callbacks of a kind the first one has the common name.
                 logs[name] = logs.get(name, value) if name == self._common else value
         if self.verbose:
-            words = [f"{name.replace('_', ' ')} {v}" for name, v in self._logged.items()]
+            words = [
+                f"{name.replace('_', ' ')} {v}" for name, v in self._logged.items()
+            ]
             sys.stdout.write(f"\nEpoch {epoch + 1}: {', '.join(words)}\n")
 
     def on_train_end(self, logs=None):
