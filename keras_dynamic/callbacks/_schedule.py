@@ -76,10 +76,8 @@ class Schedule(keras.callbacks.Callback):
                 # Of several callbacks of a kind the first one has the common name.
                 logs[name] = logs.get(name, value) if name == self._common else value
         if self.verbose:
-            words = [
-                f"{name.replace('_', ' ')} {v}" for name, v in self._logged.items()
-            ]
-            sys.stdout.write(f"\nEpoch {epoch + 1}: {', '.join(words)}\n")
+            words = ", ".join(f"{name} {value}" for name, value in self._logged.items())
+            sys.stdout.write(f"\nEpoch {epoch + 1}: {words}\n")
 
     def on_train_end(self, logs=None):
         self._found = None  # a copy of this callback is no copy of the model's layers
