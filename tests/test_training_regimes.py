@@ -1,4 +1,4 @@
-"""The page on training regimes: every recipe runs as it stands, and does what it says."""
+"""The page on training regimes: every recipe runs as it stands."""
 
 import re
 from pathlib import Path
@@ -60,6 +60,7 @@ def test_rescaling_gives_every_part_the_mean_of_the_gradients():
     plain = names["network"]()
     plain.set_weights(balanced.get_weights())
     rescaled, sums = (gradients_of_kernels(m, x, y) for m in (balanced, plain))
-    # Three exits lie behind the first layer, two behind the second. Heads learn as ever.
+    # Three exits lie behind the first layer, two behind the second. Heads learn as
+    # they would without.
     for found, total, exits in zip(rescaled, sums, (3, 2, 1, 1), strict=True):
         np.testing.assert_allclose(found, total / exits, atol=1e-6)

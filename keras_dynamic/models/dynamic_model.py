@@ -174,7 +174,8 @@ class DynamicModel(DynamicInference, keras.Model):
             loss: one loss for every exit, or a list or dict with one for each, as
                 Keras means it.
             loss_weights: list (one an exit) or dict by exit name; overrides the
-                exits' own `loss_weight`, whose changes then have no effect. Defaults
+                exits' own `loss_weight`, whose changes then have no effect
+                (`kd.callbacks.LossWeightSchedule` changes those in force). Defaults
                 to `None`, the exits' own.
             metrics, weighted_metrics: with one loss a flat list applies to every
                 exit; a list of lists or a dict is one entry an exit, as in Keras.
