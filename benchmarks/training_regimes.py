@@ -153,7 +153,8 @@ def layer_wise(x, y):
         model.fit(x, y, **arguments_of_fit(EPOCHS // len(model.outputs)))
         for layer in keras.Model(model.input, output).layers:
             layer.trainable = False
-    model.trainable = True
+    for layer in model.layers:
+        layer.trainable = True
     return compiled(model)
 
 

@@ -155,7 +155,7 @@ def test_two_replicas(given):
         keras.utils.set_random_seed(0)
         with scope:
             model = dense_model(compiled=False)
-        model.compile(keras.optimizers.SGD(0.5), CE, given)
+            model.compile(keras.optimizers.SGD(0.5), CE, given)
         schedule = LossWeightSchedule({"exit_1": lambda step: 0.5 * step})
         arguments = dict(batch_size=4, shuffle=False, verbose=0, callbacks=[schedule])
         model.fit(x, y, **arguments)
@@ -186,8 +186,10 @@ def test_mixed_precision():
         model = dense_model()
     finally:
         keras.config.set_dtype_policy("float32")
-    weights, logs = fit(model, LossWeightSchedule(HALVING))
-    assert weights[0] == halved(0, 1, 2, 3)
+    # Steps that overflow in float16 are not counted, so that some may come twice.
+    weights, logs = fit(model, LossWeightSchedule(lambda step: 0.5**step))
+    assert weights[0] == sorted(weights[0], reverse=True)
+    assert weights[0][0] == 1.0 > weights[0][-1]
     assert np.isfinite(logs["loss"]).all()
 
 

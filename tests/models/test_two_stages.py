@@ -31,6 +31,10 @@ def weights_of(model, *layers):
     return [w.copy() for name in layers for w in model.get_layer(name).get_weights()]
 
 
+def arrays(variables):
+    return [keras.ops.convert_to_numpy(variable).copy() for variable in variables]
+
+
 def assert_close(ones, others, atol=1e-6):
     for one, other in zip(ones, others, strict=True):
         np.testing.assert_allclose(one, other, atol=atol)
@@ -150,7 +154,7 @@ def test_everything_is_put_back(epoch):
     x, y = dense_data()
     model.fit(x, y, verbose=0)
     optimizer = model.optimizer
-    state = [np.array(v) for v in optimizer.variables]
+    state = arrays(optimizer.variables)
     flags = [(layer.name, layer.trainable) for layer in model.layers]
     ends = contextlib.nullcontext()
     if epoch is not None:
@@ -159,7 +163,7 @@ def test_everything_is_put_back(epoch):
         callbacks = [InterruptsAt(epoch)]
         model.fit_exits(x, y, trunk_epochs=1, callbacks=callbacks, verbose=0)
     assert model.optimizer is optimizer
-    assert_close(state, [np.array(v) for v in optimizer.variables], atol=0)
+    assert_close(state, arrays(optimizer.variables), atol=0)
     assert flags == [(layer.name, layer.trainable) for layer in model.layers]
     found = model.evaluate(x, y, batch_size=40, verbose=0, return_dict=True)
     both = 2 * found["exit_1_loss"] + found["final_loss"]
@@ -177,7 +181,7 @@ def test_two_replicas():
             model.compile(keras.optimizers.SGD(0.5), CE)
         arguments = dict(batch_size=16, shuffle=False, verbose=0)
         model.fit_exits(x, y, trunk_epochs=2, epochs=2, **arguments)
-        return [keras.ops.convert_to_numpy(w) for w in model.trainable_weights]
+        return arrays(model.trainable_weights)
 
     alone = trained(tf.distribute.get_strategy())
     assert_close(alone, trained(two_replicas()), atol=1e-5)
