@@ -71,6 +71,7 @@ ORDERED = {
         "selected_walk",
         "prediction",
         "heads",
+        "loss_weights",
         "per_exit",
         "distilling",
         "selection",

@@ -1,18 +1,13 @@
 """TemperatureSchedule: the temperature of layers that choose, over a training."""
 
-import sys
-import warnings
-
-import keras
-import numpy as np
-
 from keras_dynamic._compat import layers_within
+from keras_dynamic.callbacks._schedule import Schedule, check_schedule
 from keras_dynamic.ops.estimators import check_temperature
 
 __all__ = ["TemperatureSchedule"]
 
 
-class TemperatureSchedule(keras.callbacks.Callback):
+class TemperatureSchedule(Schedule):
     """Sets the temperature of the layers that choose, before each step or epoch.
 
     High at first, so that all choices are tried; low at the end, so that training
@@ -64,18 +59,11 @@ class TemperatureSchedule(keras.callbacks.Callback):
         2017, anneal max(0.5, exp(-r t)) of the step t.
     """
 
+    _common = "temperature"
+
     def __init__(self, schedule, update_freq="batch", layers=None, verbose=0):
-        super().__init__()
-        if not callable(schedule):
-            raise TypeError(
-                "`schedule` must be a `LearningRateSchedule` or a function of the "
-                f"step. Received: schedule={schedule!r} of type {type(schedule)}."
-            )
-        if update_freq not in ("batch", "epoch"):
-            raise ValueError(
-                "`update_freq` must be 'batch' or 'epoch'. Received: "
-                f"update_freq={update_freq!r}."
-            )
+        check_schedule(schedule)
+        super().__init__(update_freq, verbose)
         if layers is not None and (
             isinstance(layers, str) or not all(isinstance(name, str) for name in layers)
         ):
@@ -89,42 +77,9 @@ class TemperatureSchedule(keras.callbacks.Callback):
                 "layers=[]."
             )
         self.schedule = schedule
-        self.update_freq = update_freq
         self.layers = None if layers is None else list(layers)
-        self.verbose = verbose
 
-    def on_train_begin(self, logs=None):
-        if self.update_freq == "batch" and self.model.optimizer is None:
-            raise ValueError(
-                "`update_freq='batch'` counts the steps of the optimizer. Use 'epoch'. "
-                "Received: a model without an optimizer."
-            )
-        self._found = self._find_layers()
-        self._missing = None
-        self._temperature = None
-
-    def on_epoch_begin(self, epoch, logs=None):
-        if self.update_freq == "epoch":
-            self._set_temperature(epoch)
-        elif self._missing is None:
-            self._missing = self._steps_missing(epoch)
-
-    def on_train_batch_begin(self, batch, logs=None):
-        if self.update_freq == "batch":
-            self._set_temperature(self._iterations() + self._missing)
-
-    def on_epoch_end(self, epoch, logs=None):
-        if logs is not None and self._temperature is not None:
-            logs.setdefault("temperature", self._temperature)
-            for name in self.layers or ():
-                logs[f"{name}_temperature"] = self._temperature
-        if self.verbose:
-            sys.stdout.write(f"\nEpoch {epoch + 1}: temperature {self._temperature}\n")
-
-    def on_train_end(self, logs=None):
-        self._found = None  # a copy of this callback is no copy of the model's layers
-
-    def _find_layers(self):
+    def _find(self):
         with_temperature = [
             layer
             for layer in layers_within(self.model)
@@ -147,49 +102,18 @@ class TemperatureSchedule(keras.callbacks.Callback):
             )
         return [layer for layer in with_temperature if layer.name in self.layers]
 
-    def _iterations(self):
-        return int(keras.ops.convert_to_numpy(self.model.optimizer.iterations))
-
-    def _steps_missing(self, epoch):
-        """What the optimizer lacks of the steps of the epochs before this `fit`."""
-        if epoch == 0:
-            return 0
-        iterations = self._iterations()
-        steps = self.params.get("steps")
-        if steps is None:
-            if iterations == 0:
-                warnings.warn(
-                    f"`fit` starts at epoch {epoch} with an optimizer that has made no "
-                    "step, and how many batches an epoch has is not known: the "
-                    "schedule starts at step 0. Use `update_freq='epoch'`, or give "
-                    "`steps_per_epoch` to `fit`.",
-                    stacklevel=2,
-                )
-            return 0
-        # In mixed_float16 the user's optimizer is inside one that scales the loss.
-        optimizer = self.model.optimizer
-        optimizer = getattr(optimizer, "inner_optimizer", optimizer)
-        accumulated = optimizer.gradient_accumulation_steps or 1
-        return max(0, epoch * steps // accumulated - iterations)
-
-    def _set_temperature(self, step):
-        value = self.schedule(step)
-        unit = "step" if self.update_freq == "batch" else "epoch"
-        if keras.ops.is_tensor(value) or isinstance(value, np.ndarray):
-            array = keras.ops.convert_to_numpy(value)
-            if array.size != 1:
-                raise ValueError(
-                    f"`schedule` must give one number at {unit} {step}. Received: an "
-                    f"array of shape {array.shape}."
-                )
-            value = array.item()
-        for layer in self._found:
+    def _set_to(self, found, step):
+        value = self._value_at(self.schedule, step)
+        for layer in found:
             reinmax = getattr(layer, "estimator", None) == "reinmax"
             check_temperature(
                 value,
                 "reinmax" if reinmax else "soft",
-                origin=f" from `schedule` at {unit} {step}, for layer '{layer.name}'",
+                origin=(
+                    f" from `schedule` at {self._unit} {step}, for layer '{layer.name}'"
+                ),
             )
-        self._temperature = float(value)
-        for layer in self._found:
-            layer.current_temperature.assign(self._temperature)
+        for layer in found:
+            layer.current_temperature.assign(float(value))
+        names = [self._common, *(f"{name}_temperature" for name in self.layers or ())]
+        return dict.fromkeys(names, float(value))

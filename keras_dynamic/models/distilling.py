@@ -6,6 +6,7 @@ import numbers
 import keras
 import tensorflow as tf
 
+from keras_dynamic.models.loss_weights import Scaled
 from keras_dynamic.ops.confidence import log_probabilities
 from keras_dynamic.ops.distillation import softened_divergence
 
@@ -43,7 +44,7 @@ class Distillation:
 
     def weights_of_labels(self, weights, num_early):
         """Weights of the exits' own losses, those of the first ones times 1 - alpha."""
-        early = [_Scaled(weight, 1 - self.weight) for weight in weights[:num_early]]
+        early = [Scaled(weight, 1 - self.weight) for weight in weights[:num_early]]
         return [*early, *weights[num_early:]]
 
     def loss(self, outputs, kinds, losses, weights, sample_weights):
@@ -83,14 +84,3 @@ def _logarithms(outputs, kind):
         epsilon = keras.config.epsilon()
         outputs = tf.clip_by_value(outputs, epsilon, 1.0 - epsilon)
     return log_probabilities(outputs, kind)
-
-
-class _Scaled:
-    """A weight times a number, read anew in each step, since callbacks change it."""
-
-    def __init__(self, weight, factor):
-        self._weight, self._factor = weight, factor
-
-    def __tf_tensor__(self, dtype=None, name=None):
-        weight = tf.cast(tf.convert_to_tensor(self._weight), tf.float32)
-        return tf.cast(weight * self._factor, dtype or tf.float32)

@@ -174,7 +174,8 @@ class DynamicModel(DynamicInference, keras.Model):
             loss: one loss for every exit, or a list or dict with one for each, as
                 Keras means it.
             loss_weights: list (one an exit) or dict by exit name; overrides the
-                exits' own `loss_weight`, whose changes then have no effect. Defaults
+                exits' own `loss_weight`, whose changes then have no effect
+                (`kd.callbacks.LossWeightSchedule` changes those in force). Defaults
                 to `None`, the exits' own.
             metrics, weighted_metrics: with one loss a flat list applies to every
                 exit; a list of lists or a dict is one entry an exit, as in Keras.
@@ -210,9 +211,10 @@ class DynamicModel(DynamicInference, keras.Model):
             given["distillation_weight"] = distillation_weight
             given["distillation_temperature"] = distillation_temperature
             self._distillation = distillation
-        arguments = self.road.compiled_with(
-            loss, loss_weights, metrics, weighted_metrics, self._distillation
-        )
+        with self.distribute_strategy.scope():  # it makes variables
+            arguments = self.road.compiled_with(
+                loss, loss_weights, metrics, weighted_metrics, self._distillation
+            )
         super().compile(optimizer, **arguments, **kwargs)
         if self.optimizer is not None:
             exclude_from_weight_decay(self.optimizer, self)
@@ -233,7 +235,7 @@ class DynamicModel(DynamicInference, keras.Model):
             # Else the optimizer's state in a file has nowhere to go.
             self.optimizer.build(self.trainable_variables)
 
-    def fit_exits(self, x=None, y=None, **kwargs):
+    def fit_exits(self, x=None, y=None, trunk_epochs=0, **kwargs):
         """Trains the early exits alone: the second stage, on a trained network.
 
         For its duration everything that the last exit needs is frozen (batch
@@ -243,16 +245,26 @@ class DynamicModel(DynamicInference, keras.Model):
         optimizer, with its state, are what they were. The answers of the last exit do
         not change. The losses are those of `fit`, the last exit's among them.
 
+        With `trunk_epochs` it does both stages, for a network that is not trained. The
+        first one trains trunk and last exit as if there were no others: early exits
+        are frozen and count nothing in the loss, whatever their `loss_weight`. Each
+        stage begins with an optimizer of its own, and so with a learning rate schedule
+        at its start; epochs are counted on, so that callbacks can tell the stages.
+
         Args:
             x, y: as in `fit`.
-            **kwargs: as in `fit`.
+            trunk_epochs: int >= 0, epochs of the first stage; those of the second are
+                `epochs`. Defaults to 0, no first stage.
+            **kwargs: as in `fit`, but no `initial_epoch` beside `trunk_epochs`.
 
         Returns:
-            A `History`, as `fit` does.
+            A `History`, as `fit` does, of both stages.
 
         Raises:
             RuntimeError: before `compile`.
-            ValueError: if no early exit has trainable weights of its own.
+            TypeError: for a `trunk_epochs` that is no integer.
+            ValueError: if no early exit has trainable weights of its own; for
+                `trunk_epochs` below 0, with `initial_epoch`, or with a selector.
 
         Example:
 
@@ -264,6 +276,7 @@ class DynamicModel(DynamicInference, keras.Model):
         model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
         history = model.fit_exits(x, y, epochs=2, verbose=0)
         print(sorted(history.history))  # accuracy, ..., exit_1_accuracy, ...
+        model.fit_exits(x, y, trunk_epochs=3, epochs=2, verbose=0)  # from the beginning
         ```
 
         Reference:
@@ -271,7 +284,7 @@ class DynamicModel(DynamicInference, keras.Model):
             Accelerating BERT Inference", ACL 2020 (two-stage fine-tuning). Dropout in
             the frozen part stays active, as in their code and in any `fit`.
         """
-        return fit_exits(self, x, y, **kwargs)
+        return fit_exits(self, x, y, trunk_epochs, **kwargs)
 
     def compute_loss(
         self, x=None, y=None, y_pred=None, sample_weight=None, training=True

@@ -7,6 +7,8 @@ entry an exit, as Keras means it for any model with several outputs.
 import keras
 from keras import tree
 
+from keras_dynamic.models.loss_weights import as_variable
+
 __all__ = [
     "entries_of_final",
     "losses_each",
@@ -33,12 +35,16 @@ def losses_each(loss, names):
 
 
 def weights_each(loss_weights, heads, losses):
-    """A list with the weight of every exit's loss: numbers, or the exits' variables.
+    """A list with a variable for the weight of every exit's loss.
 
-    The variables are handed on as they are, so that a change during `fit` counts.
+    An exit's own is handed on as it is, so that a change during `fit` counts.
     """
     if losses is None:
         return loss_weights
+    return [as_variable(weight) for weight in _given_each(loss_weights, heads)]
+
+
+def _given_each(loss_weights, heads):
     own = own_weights(heads)
     names = [head.name for head in heads]
     if loss_weights is None:

@@ -24,6 +24,7 @@ from keras_dynamic.models.flops_of_choices import winners
 from keras_dynamic.models.gates import holds_gates
 from keras_dynamic.models.graph import build_graph, find_masks, may_have_masks
 from keras_dynamic.models.heads import check_against_loss, describe_heads
+from keras_dynamic.models.loss_weights import new_switch, switched
 from keras_dynamic.models.per_exit import (
     entries_of_final,
     losses_each,
@@ -63,8 +64,9 @@ class Road:
         final: what `compile` was given for the last exit: a dict with `loss`,
             `metrics` and `weighted_metrics`.
         losses: the loss of each exit, as given to `compile`; None before.
-        loss_weights: the weights of the exits' losses in force, numbers or variables;
-            None before `compile`.
+        loss_weights: the weights of the exits' losses in force, variables; None before
+            `compile`.
+        early_losses: variable, 1; 0 while the losses of early exits do not count.
     """
 
     def __init__(self, model, has_selector=False):
@@ -87,7 +89,8 @@ class Road:
         self._kinds = [head.kind for head in self.heads]
         self._walks, self._stages, self._costs = {}, {}, {}
         self.lock = threading.RLock()
-        self.final = self.losses = self.loss_weights = None
+        self.final = self.losses = self.loss_weights = self._counting = None
+        self.early_losses = new_switch()
         self.has_gates = holds_gates(graph.steps)
         self._dense = DenseWalk(self.segments, self._intake, graph.inputs)
 
@@ -134,9 +137,11 @@ class Road:
         weighted_metrics = metrics_each(weighted_metrics, names, one_loss)
         weights = weights_each(loss_weights, self.heads, losses)
         self.losses, self.loss_weights = losses, weights if losses else None
-        if losses and distillation is not None:
-            _ = self.kinds
-            weights = distillation.weights_of_labels(weights, len(names) - 1)
+        if losses:
+            weights = self._counting = switched(weights, self.early_losses)
+            if distillation is not None:
+                _ = self.kinds
+                weights = distillation.weights_of_labels(weights, len(names) - 1)
         final = self.final = {
             "loss": losses[-1] if losses else None,
             "metrics": entries_of_final(metrics, names),
@@ -197,7 +202,7 @@ class Road:
     def distilled(self, distillation, outputs, sample_weights):
         """What the final exit's answer adds to the loss of the early ones."""
         outputs = outputs[: len(self.heads)]
-        given = self.kinds, self.losses, self.loss_weights, sample_weights
+        given = self.kinds, self.losses, self._counting, sample_weights
         return distillation.loss(outputs, *given)
 
     def bind_selector_costs(self):

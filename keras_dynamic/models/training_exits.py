@@ -1,4 +1,6 @@
-"""Training of the early exits alone, the rest frozen."""
+"""Training of the early exits alone, the rest frozen; before it, of the rest alone."""
+
+import numbers
 
 import keras
 
@@ -8,7 +10,7 @@ from keras_dynamic.models.weight_decay import exclude_from_weight_decay
 __all__ = ["fit_exits"]
 
 
-def fit_exits(model, x, y, **kwargs):
+def fit_exits(model, x, y, trunk_epochs=0, **kwargs):
     """See `DynamicModel.fit_exits`."""
     if not model.compiled or model.optimizer is None:
         raise RuntimeError("Call `compile` with an optimizer before `fit_exits`.")
@@ -19,14 +21,79 @@ def fit_exits(model, x, y, **kwargs):
             f"Received: exits {model.exit_names[:-1]}, whose weights are frozen or "
             "belong to the rest of the network as well."
         )
+    if not _checked_epochs(model, trunk_epochs, kwargs):
+        return _fit_heads(model, heads, x, y, kwargs)
+    epochs = {"initial_epoch": 0, "epochs": trunk_epochs}
+    first = _fit_trunk(model, heads, x, y, {**kwargs, **epochs})
+    last = trunk_epochs + kwargs.get("epochs", 1)
+    epochs = {"initial_epoch": trunk_epochs, "epochs": last}
+    second = _fit_heads(model, heads, x, y, {**kwargs, **epochs})
+    return _joined(first, second)
+
+
+def _checked_epochs(model, trunk_epochs, arguments):
+    number = isinstance(trunk_epochs, numbers.Integral)
+    if not number or isinstance(trunk_epochs, bool):
+        raise TypeError(
+            "`trunk_epochs` must be an integer. Received: "
+            f"trunk_epochs={trunk_epochs!r} of type {type(trunk_epochs)}."
+        )
+    if trunk_epochs < 0:
+        raise ValueError(
+            f"`trunk_epochs` must be >= 0. Received: trunk_epochs={trunk_epochs}."
+        )
+    if trunk_epochs and "initial_epoch" in arguments:
+        raise ValueError(
+            "`initial_epoch` cannot be given beside `trunk_epochs`, with which epochs "
+            f"count from 0. Received: initial_epoch={arguments['initial_epoch']}."
+        )
+    if trunk_epochs and model.road.plan is not None:
+        raise ValueError(
+            "`trunk_epochs` needs a model without a selector, whose loss is that of "
+            "all exits. Train `kd.strip_exits(model)` first, which shares its weights. "
+            f"Received: trunk_epochs={trunk_epochs}."
+        )
+    return trunk_epochs
+
+
+def _fit_trunk(model, heads, x, y, arguments):
+    """Trains what the last exit needs by its own loss alone."""
+    switch = model.road.early_losses
+    with training_otherwise(model, _fresh_optimizer(model)) as begin:
+        for layer in heads:
+            layer.trainable = False
+        begin()
+        switch.assign(0.0)
+        try:
+            return model.fit(x, y, **arguments)
+        finally:
+            switch.assign(1.0)
+
+
+def _fit_heads(model, heads, x, y, arguments):
+    with training_otherwise(model, _fresh_optimizer(model)) as begin:
+        _freeze_all_but(model, heads)
+        begin()
+        return model.fit(x, y, **arguments)
+
+
+def _fresh_optimizer(model):
     config = model.optimizer.get_config()
     with model.distribute_strategy.scope():
         optimizer = type(model.optimizer).from_config(config)
     exclude_from_weight_decay(optimizer, model)
-    with training_otherwise(model, optimizer) as begin:
-        _freeze_all_but(model, heads)
-        begin()
-        return model.fit(x, y, **kwargs)
+    return optimizer
+
+
+def _joined(first, second):
+    """The second `History`, with the epochs of the first before its own."""
+    names = {**first.history, **second.history}
+    second.history = {
+        name: first.history.get(name, []) + second.history.get(name, [])
+        for name in names
+    }
+    second.epoch = first.epoch + second.epoch
+    return second
 
 
 def _head_layers(model):
