@@ -7,14 +7,15 @@ has an entropy below a threshold, the same at all exits (DeeBERT). Entropies are
 calibrated probabilities, with one temperature an exit. Temperatures, and the thresholds
 of the row "calibrate" (`rule="entropy"`, `max_accuracy_drop=0.01`), come from the 872
 validation sentences; all figures are of the 1,821 test sentences, on which nothing is
-trained or chosen.
+trained or calibrated.
 
 Printed are, for each threshold, the accuracy, the mean cost (1.0 is the network without
-exits) and how many answers are not the final exit's, over three seeds, after each seed; and for the first seed how long `predict_dynamic` takes
-on the test sentences. That time is divided by the times of the network without exits:
-by `Model.predict`, and by a compiled call of it on tensors that lie ready, by XLA or
-TensorFlow's kernels, whichever is faster. All take turns; the ratios are medians over
-the turns. The last row is a network with one block, trained alone in the same way.
+exits) and how many answers are not the final exit's, again after each of three seeds.
+For the first seed there is also how long `predict_dynamic` takes on the test sentences.
+That time is divided by the times of the network without exits: by `Model.predict`, and
+by a compiled call of it on tensors that lie ready, by XLA or TensorFlow's kernels,
+whichever is faster. All take turns; the ratios are medians over the turns. Beside them
+stands a network with one block, trained alone in the same way.
 
     python benchmarks/sst2_transformer.py [--seeds 3] [--repeats 7]
 """
