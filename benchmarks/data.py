@@ -16,6 +16,10 @@ SHAKESPEARE = (
     "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/"
     "input.txt"
 )
+SST2 = (
+    "https://raw.githubusercontent.com/clairett/pytorch-sentiment-classification/"
+    "master/data/SST2/"
+)
 ROOT = Path(__file__).resolve().parent.parent
 DATA_DIR = Path(os.environ.get("KERAS_DYNAMIC_DATA", ROOT / "../shared/data")).resolve()
 
@@ -81,6 +85,28 @@ def load_tinyshakespeare():
     _, characters = np.unique(text, return_inverse=True)
     parts = 9 * len(text) // 10, 19 * len(text) // 20
     return tuple(np.split(characters.astype("int32"), parts))
+
+
+def load_sst2():
+    """SST-2: sentences from film reviews, 0 where the reviewer disliked the film.
+
+    Whole sentences only, in lower case, split into words by blanks: 6,920 to train on,
+    872 to validate and 1,821 to test, the split of the Stanford Sentiment Treebank.
+
+    Returns:
+        `(train, held_out, test)`, each `(sentences, labels)`: a list of n strings;
+        labels `(n,)`, int32.
+    """
+    return tuple(_sentences(name) for name in ("train", "dev", "test"))
+
+
+def _sentences(name):
+    path = local_file(f"sst2/{name}.tsv")
+    if path is None:
+        path = Path(keras.utils.get_file(f"sst2_{name}.tsv", f"{SST2}{name}.tsv"))
+    lines = path.read_text(encoding="utf-8").split("\n")
+    pairs = [line.split("\t") for line in lines if line]
+    return [text for text, _ in pairs], np.array([y for _, y in pairs], "int32")
 
 
 def _prepare(images, labels):

@@ -10,7 +10,11 @@ from keras import layers
 
 
 class Positions(layers.Layer):
-    """Adds a learned vector to each position."""
+    """Adds a learned vector to each position; a mask of tokens goes on."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.supports_masking = True
 
     def build(self, input_shape):
         self.vectors = self.add_weight(shape=input_shape[1:], initializer="normal")

@@ -364,6 +364,9 @@ def frozen(function):
     Returns:
         A function of the same tensors, nested or flat.
     """
+    # Every graph lists the tables of the whole process; TensorFlow would warn of each
+    # one made eagerly that it cannot be written down.
+    function.graph.clear_collection(tf.compat.v1.GraphKeys.TABLE_INITIALIZERS)
     constant = convert_variables_to_constants_v2(function, lower_control_flow=False)
     handles = {id(variable.handle) for variable in function.graph.variables}
     # Lookup tables stay what they are, and are fed as it was traced.
