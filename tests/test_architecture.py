@@ -124,6 +124,8 @@ LAZY_DOORS = {
 
 # (importer, imported): private helpers that stand on another private helper.
 HELPERS_OF_HELPERS = {
+    ("calibration._closing", "calibration._search"),
+    ("calibration._closing", "calibration._walk"),
     ("calibration._exit_report", "calibration._probabilities"),
     ("calibration._page", "calibration._page_template"),
     ("calibration._page", "calibration._tables"),

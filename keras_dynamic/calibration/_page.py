@@ -115,10 +115,13 @@ def _place_labels(points, plot):
     """Labels beside their points, each moved down past those that it would cover."""
     placed = []
     for point in sorted(points, key=lambda p: p["y"]):
+        width = 8 * len(point["name"])
+        overflows = point["x"] + 10 + width > plot.width
+        fits_left = point["x"] - 10 - width > plot.left
         is_right = point["x"] > plot.left + 0.7 * (plot.x_end - plot.left)
+        is_right |= overflows and fits_left
         point["anchor"] = "end" if is_right else "start"
         point["label_x"] = point["x"] + (-10 if is_right else 10)
-        width = 8 * len(point["name"])
         start = point["label_x"] - width if is_right else point["label_x"]
         y = point["y"] + 4
         for other_start, other_end, other_y in sorted(placed, key=lambda p: p[2]):

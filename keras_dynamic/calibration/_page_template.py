@@ -50,6 +50,7 @@ td:first-child { max-width: 260px; overflow: hidden; text-overflow: ellipsis; }
 tr.chosen td { font-weight: 600; background: #f0fdf4; }
 svg { max-width: 100%; height: auto; font: 12px system-ui, sans-serif; }
 svg text { fill: #1f2328; }
+.label { paint-order: stroke; stroke: #fff; stroke-width: 3px; }
 .grid line { stroke: #e5e9ee; } .grid text { fill: #59636e; }
 .curve { fill: none; stroke: #0b62a8; stroke-width: 2; }
 .exit { fill: #fff; stroke: #59636e; stroke-width: 2; }
@@ -102,7 +103,7 @@ circle.after { fill: #0b62a8; }
 <circle class="{{ point.kind }}" cx="{{ point.x }}" cy="{{ point.y }}"
  r="{{ 7 if point.kind == 'dynamic' else 5 }}"><title>{{ point.name }}: cost
  {{ point.cost | number }}, accuracy {{ point.accuracy | percent }}</title></circle>
-<text x="{{ point.label_x }}" y="{{ point.label_y }}"
+<text class="label" x="{{ point.label_x }}" y="{{ point.label_y }}"
  text-anchor="{{ point.anchor }}">{{ point.name }}</text>
 {% endfor %}
 </svg>

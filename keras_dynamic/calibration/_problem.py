@@ -3,6 +3,22 @@
 import numpy as np
 
 
+def check_pricing(leaves, correct, exit_costs):
+    """As `check_problem`, the costs as a function of a tuple of closed exits.
+
+    `exit_costs` may be such a function, or an array: the same whatever is closed.
+    """
+    if not callable(exit_costs):
+        leaves, correct, fixed = check_problem(leaves, correct, exit_costs)
+        return leaves, correct, lambda closed: fixed
+    leaves, correct, _ = check_problem(leaves, correct, exit_costs(()))
+
+    def costs_of(closed):
+        return np.asarray(exit_costs(closed), dtype=np.float64)
+
+    return leaves, correct, costs_of
+
+
 def check_problem(leaves, correct, exit_costs):
     """The three as arrays, or a ValueError or TypeError that names what is wrong."""
     correct = np.asarray(correct)

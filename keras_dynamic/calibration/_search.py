@@ -89,6 +89,12 @@ class Front:
         return cls.of(*map(np.concatenate, zip(*parts, strict=True)))
 
 
+def evenly_spread(costs, number):
+    """Indices of at most `number` of ascending costs, evenly spread, the ends there."""
+    wanted = np.linspace(costs[0], costs[-1], number)
+    return np.unique(np.searchsorted(costs, wanted, side="right") - 1)
+
+
 def find_front(walk):
     """The `Front` of all choices; where they are too many, of those near the front."""
     if can_see_all(walk):

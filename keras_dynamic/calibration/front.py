@@ -2,9 +2,8 @@
 
 import numpy as np
 
-from keras_dynamic.calibration._problem import check_problem
-from keras_dynamic.calibration._search import find_front
-from keras_dynamic.calibration._walk import Walk
+from keras_dynamic.calibration._closing import front_passing_by
+from keras_dynamic.calibration._problem import check_pricing
 
 __all__ = ["pareto_front", "threshold_front"]
 
@@ -63,7 +62,9 @@ def threshold_front(leaves, correct, exit_costs):
             `choose_thresholds`.
         correct: Boolean array of shape `(n, E + 1)`: whose answer is right at each
             exit.
-        exit_costs: Array of shape `(E + 1,)`, the cost of leaving at each exit.
+        exit_costs: Array of shape `(E + 1,)`, the cost of leaving at each exit; or a
+            function of a tuple of closed exits that gives it, where closed exits are
+            passed by and their heads not paid.
 
     Returns:
         Three arrays: integers `(P, E)`, the candidate at each early exit; the mean
@@ -85,6 +86,6 @@ def threshold_front(leaves, correct, exit_costs):
     # [[2], [1]] [0.4 0.55] [0.75 1.  ]: all closed is as accurate, and dearer
     ```
     """
-    walk = Walk(*check_problem(leaves, correct, exit_costs))
-    front = find_front(walk)
-    return front.columns, front.mean_cost, front.num_correct / walk.num_samples
+    leaves, correct, costs_of = check_pricing(leaves, correct, exit_costs)
+    front = front_passing_by(leaves, correct, costs_of)
+    return front.columns, front.mean_cost, front.num_correct / len(correct)

@@ -7,8 +7,9 @@ import math
 
 import numpy as np
 
-from keras_dynamic.calibration._problem import check_problem
-from keras_dynamic.calibration._search import Goal, find_front
+from keras_dynamic.calibration._closing import cost_passing_by, front_passing_by
+from keras_dynamic.calibration._problem import check_pricing
+from keras_dynamic.calibration._search import Goal
 from keras_dynamic.calibration._walk import Walk
 
 __all__ = ["risk_path"]
@@ -34,7 +35,9 @@ def risk_path(leaves, correct, exit_costs, max_risk):
             `choose_thresholds`.
         correct: Boolean array of shape `(n, E + 1)`: whose answer is right at each
             exit.
-        exit_costs: Array of shape `(E + 1,)`, the cost of leaving at each exit.
+        exit_costs: Array of shape `(E + 1,)`, the cost of leaving at each exit; or a
+            function of a tuple of closed exits that gives it, where closed exits are
+            passed by and their heads not paid.
         max_risk: Float in [0, 1), the largest share of samples lost.
 
     Returns:
@@ -56,28 +59,33 @@ def risk_path(leaves, correct, exit_costs, max_risk):
     print(path)  # [(1,), (2,)]: column 2 loses one sample in ten
     ```
     """
-    leaves, correct, exit_costs = check_problem(leaves, correct, exit_costs)
+    leaves, correct, costs_of = check_pricing(leaves, correct, exit_costs)
     if not 0 <= max_risk < 1:
         raise ValueError(
             f"`max_risk` must lie in [0, 1). Received: max_risk={max_risk}."
         )
     num_samples = len(correct)
-    walk = Walk(leaves, correct | ~correct[:, -1:], exit_costs)
-    front = find_front(walk)
+    kept = correct | ~correct[:, -1:]
+    walk = Walk(leaves, kept, costs_of(()))
+    front = front_passing_by(leaves, kept, costs_of)
+
+    def price(columns):
+        return cost_passing_by(walk, columns, costs_of)
+
     most = math.ceil(max_risk * num_samples)
     levels = np.unique(np.round(np.linspace(0, most, _LEVELS)).astype(int))
     goals = [Goal(least_correct=num_samples - int(level)) for level in levels]
     cheapest = [
         front.columns[goal.best(front.num_correct, front.mean_cost)] for goal in goals
     ]
-    path, cost = [], walk.outcome([0] * walk.num_early)[1]
-    saving = [c for c in cheapest if walk.outcome(c)[1] < cost]
+    path, cost = [], price([0] * walk.num_early)
+    saving = [columns for columns in cheapest if price(columns) < cost]
     beginnings = [
         _with_share_of_leavers(walk, saving[0], share)
         for share in (_BEGINNINGS if saving else ())
     ]
     for columns in beginnings + saving:
-        lower = walk.outcome(columns)[1]
+        lower = price(columns)
         if lower < cost:
             counts = walk.counts(columns)[0][:-1]
             path.append(

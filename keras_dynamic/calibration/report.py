@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from keras_dynamic.calibration._closing import front_passing_by
 from keras_dynamic.calibration._exit_report import (
     ExitReport,
     ProbabilityQuality,
@@ -21,9 +22,8 @@ from keras_dynamic.calibration._exit_report import (
 from keras_dynamic.calibration._files import write_whole
 from keras_dynamic.calibration._page import render_page
 from keras_dynamic.calibration._probabilities import check_rows, correct_rows
-from keras_dynamic.calibration._search import find_front
+from keras_dynamic.calibration._search import evenly_spread
 from keras_dynamic.calibration._tables import number_or_dash, percent, render
-from keras_dynamic.calibration._walk import Walk
 
 __all__ = ["CalibrationReport", "ExitReport", "ProbabilityQuality", "build_report"]
 
@@ -50,8 +50,9 @@ class CalibrationReport:
         certificate: The `Certificate` of `risk_confidence`, whose second split the
             figures above are those of; `None` without.
         curve: Tuple of `(mean_cost, accuracy)`, costs ascending: what the best
-            thresholds give on these rows, as `threshold_front` finds them, thinned to
-            60 points; empty where the report was built without `leaves`.
+            thresholds give on these rows, as `threshold_front` finds them, closed
+            exits passed by, thinned to 60 points; empty where the report was built
+            without `leaves`.
 
     Example:
 
@@ -163,6 +164,7 @@ def build_report(
     goal=None,
     certificate=None,
     leaves=None,
+    costs_of=None,
 ):
     """Computes a `CalibrationReport`.
 
@@ -182,6 +184,9 @@ def build_report(
         leaves: Sequence of E boolean arrays of shape `(n, C_e)`, who would leave under
             each candidate, as for `choose_thresholds`: gives the report its curve.
             Defaults to `None`, no curve.
+        costs_of: Function of a tuple of closed exits that gives E + 1 numbers, the
+            costs along the curve where these are passed by. Defaults to `None`:
+            `exit_costs`, whatever is closed.
 
     Returns:
         A `CalibrationReport`.
@@ -259,17 +264,17 @@ def build_report(
         mean_cost=mean_or_nan(exit_costs[np.arange(labels.size), exit_index]),
         exit_rates=tuple(each.exit_rate for each in exits),
         certificate=certificate,
-        curve=_curve(leaves, correct, exit_costs) if leaves else (),
+        curve=_curve(leaves, correct, exit_costs, costs_of) if leaves else (),
     )
 
 
-def _curve(leaves, correct, exit_costs):
+def _curve(leaves, correct, exit_costs, costs_of):
     """(mean cost, accuracy) along the front, at most so many, evenly spread in cost."""
     if not len(correct):
         return ()
-    front = find_front(Walk(leaves, correct, exit_costs.mean(axis=0)))
-    wanted = np.linspace(front.mean_cost[0], front.mean_cost[-1], _CURVE_POINTS)
-    kept = np.unique(np.searchsorted(front.mean_cost, wanted, side="right") - 1)
+    means = exit_costs.mean(axis=0)
+    front = front_passing_by(leaves, correct, costs_of or (lambda closed: means))
+    kept = evenly_spread(front.mean_cost, _CURVE_POINTS)
     accuracies = front.num_correct[kept] / len(correct)
     return tuple(zip(front.mean_cost[kept].tolist(), accuracies.tolist(), strict=True))
 

@@ -1,5 +1,6 @@
 """Calibration of a model: the dense road once, then temperatures and thresholds."""
 
+import functools
 import numbers
 
 import numpy as np
@@ -15,6 +16,7 @@ __all__ = [
     "calibrate",
     "candidate_columns",
     "check_goals",
+    "costs_passing_by",
     "exit_scores",
     "exits_under",
     "report_and_adopt",
@@ -110,6 +112,7 @@ def report_and_adopt(
         goal=goal,
         certificate=certificate,
         leaves=candidate_columns(rule, scores)[1],
+        costs_of=costs_passing_by(model, rule, answers),
     )
     # Only now: a failure above leaves the model as it was.
     temperatures = np.array([fit.temperature for fit in fits], "float32")
@@ -117,6 +120,30 @@ def report_and_adopt(
         model.exit_rule = rule
         model.calibration_temperatures.assign(temperatures)
     return report
+
+
+def costs_passing_by(model, rule, answers):
+    """What leaving at each exit costs on average, for any exits that are closed.
+
+    Args:
+        model: a `DynamicModel`.
+        rule: the `ExitRule` that closes them; one that remembers asks them all.
+        answers: `DenseAnswers`.
+
+    Returns:
+        A function of a tuple of closed exits that gives (exits,) costs, 1.0 being the
+        plain network.
+    """
+    nowhere = rule.with_threshold([None] * (len(model.exit_names) - 1))
+    always = model.road.asked_under(nowhere)
+    means = answers.costs.mean(axis=0)
+
+    @functools.cache
+    def costs_of(closed):
+        passed = [number for number in closed if number not in always]
+        return means - answers.passing(None, passed)
+
+    return costs_of
 
 
 def exit_scores(rule, outputs, kinds, temperatures):

@@ -12,6 +12,7 @@ from keras_dynamic.calibration._tables import uncertified_message
 from keras_dynamic.models.calibrating import (
     candidate_columns,
     check_goals,
+    costs_passing_by,
     exit_scores,
     exits_under,
     report_and_adopt,
@@ -48,7 +49,7 @@ def calibrate_with_certificate(model, x, y, rule, goals, confidence, batch_size,
     def scores_of(rows):
         return exit_scores(rule, rows.outputs, model.road.kinds, temperatures)[:-1]
 
-    path = _path(rule, scores_of(chosen_on), chosen_on, goal[1])
+    path = _path(model, rule, scores_of(chosen_on), chosen_on, goal[1])
     closed = rule.with_threshold([None] * (len(fits) - 1))
     scores = scores_of(certified_on)
     exits, certificate = _certificate(
@@ -92,14 +93,13 @@ def _rows(answers, index):
     )
 
 
-def _path(rule, scores, answers, max_risk):
+def _path(model, rule, scores, answers, max_risk):
     """The rule with each step's thresholds, the safest first."""
     if not len(answers.labels):
         return []
     candidates, columns = candidate_columns(rule, scores)
-    path = calibration.risk_path(
-        columns, answers.correct, answers.costs.mean(axis=0), max_risk
-    )
+    costs_of = costs_passing_by(model, rule, answers)
+    path = calibration.risk_path(columns, answers.correct, costs_of, max_risk)
     steps = [
         [tried[column] for tried, column in zip(candidates, step, strict=True)]
         for step in path

@@ -4,11 +4,13 @@ import dataclasses
 
 import numpy as np
 
-from keras_dynamic.calibration import choose_thresholds, exit_indices, pareto_front
+from keras_dynamic.calibration import exit_indices, pareto_front, threshold_front
+from keras_dynamic.calibration._search import evenly_spread
 from keras_dynamic.layers._checks import positive_integer
 from keras_dynamic.models import rules
 from keras_dynamic.models.calibrating import (
     candidate_columns,
+    costs_passing_by,
     exit_scores,
     exits_under,
 )
@@ -24,12 +26,13 @@ class AccuracyCost:
     """Accuracy and mean cost of many thresholds, 1.0 being the plain network's cost.
 
     Attributes:
-        costs, accuracies: (n,), of the thresholds tried, by rising cost; empty where
-            there are none.
+        costs, accuracies: (n,), of the thresholds tried, by rising cost; closed exits
+            are passed by; empty where there are none.
         thresholds: list of n lists, one threshold or `None` (closed) an early exit.
         on_front: (n,) booleans, as `kd.calibration.pareto_front` says.
         operating_point: (cost, accuracy) of the rule as it stands.
-        exit_costs, exit_accuracies: (exits,), of everyone leaving at that exit.
+        exit_costs, exit_accuracies: (exits,), of everyone leaving at that exit, the
+            heads before it paid.
         exit_names: names of all exits.
         rule: name of the rule's class.
 
@@ -124,8 +127,9 @@ def accuracy_cost(model, x, y=None, rule=None, num_settings=24, batch_size=None)
     """Accuracy against mean cost for many thresholds of a rule.
 
     The thresholds tried are those at which one share of the samples would leave at
-    every exit, for `num_settings` shares, and those that
-    `kd.calibration.choose_thresholds` finds for as many budgets. The data passes
+    every exit, for `num_settings` shares, and as many along the front that
+    `kd.calibration.threshold_front` finds, evenly spread in cost. They are priced as
+    thresholds of the model's own rule are: closed exits are passed by. The data passes
     through the network once; scores are those of `predict_dynamic`, at the model's
     calibration temperatures. A rule without thresholds, `Selected`, has one point.
 
@@ -165,8 +169,9 @@ def accuracy_cost(model, x, y=None, rule=None, num_settings=24, batch_size=None)
     correct, costs = answers.correct, answers.costs
     rows = np.arange(len(correct))
 
-    def outcome(taken):
-        return float(costs[rows, taken].mean()), float(correct[rows, taken].mean())
+    def outcome(taken, rule):
+        costs = answers.costs_under(rule)[rows, taken]
+        return float(costs.mean()), float(correct[rows, taken].mean())
 
     settings, now = [], answers.selected
     if now is None:
@@ -174,9 +179,14 @@ def accuracy_cost(model, x, y=None, rule=None, num_settings=24, batch_size=None)
         scores = exit_scores(rule, answers.outputs, model.road.kinds, temperatures)
         now = exits_under(rule, scores[:-1], len(rows))
         if len(scores) > 1:
-            settings = _settings(rule, scores[:-1], correct, costs, num_settings)
+            costs_of = costs_passing_by(model, rule, answers)
+            settings = _settings(rule, scores[:-1], correct, costs_of, num_settings)
     found = sorted(
-        ((*outcome(taken), chosen) for taken, chosen in settings), key=lambda p: p[:2]
+        (
+            (*outcome(taken, rule.with_threshold(chosen)), chosen)
+            for taken, chosen in settings
+        ),
+        key=lambda point: point[:2],
     )
     points = np.array([point[:2] for point in found]).reshape(-1, 2)
     return AccuracyCost(
@@ -184,7 +194,7 @@ def accuracy_cost(model, x, y=None, rule=None, num_settings=24, batch_size=None)
         accuracies=points[:, 1],
         thresholds=[thresholds for _, _, thresholds in found],
         on_front=pareto_front(points[:, 0], points[:, 1]),
-        operating_point=outcome(now),
+        operating_point=outcome(now, rule),
         exit_costs=costs.mean(axis=0),
         exit_accuracies=correct.mean(axis=0),
         exit_names=model.exit_names,
@@ -192,30 +202,29 @@ def accuracy_cost(model, x, y=None, rule=None, num_settings=24, batch_size=None)
     )
 
 
-def _settings(rule, scores, correct, costs, number):
-    """List of (exits taken, thresholds), no two of which send all samples alike."""
-    candidates, columns = candidate_columns(rule, scores)
-    shares = costs.mean(axis=0)
+def _settings(rule, scores, correct, costs_of, number):
+    """List of (exits taken, thresholds), no two of which send all samples alike.
 
-    def taken(choice):
-        return exit_indices(
+    An exit at which nobody leaves is closed.
+    """
+    candidates, columns = candidate_columns(rule, scores)
+    rates = [leaves.mean(axis=0) for leaves in columns]
+    swept = [
+        [int(np.argmin(np.abs(rate - wanted))) for rate in rates]
+        for wanted in np.linspace(0, 1, number)
+    ]
+    front, costs, _ = threshold_front(columns, correct, costs_of)
+    settings = {}
+    for choice in (*swept, *front[evenly_spread(costs, number)]):
+        exits = exit_indices(
             [leaves[:, column] for leaves, column in zip(columns, choice, strict=True)]
         )
-
-    rates = [leaves.mean(axis=0) for leaves in columns]
-    # Dictionaries keep an order, and each choice once.
-    choices = dict.fromkeys(
-        tuple(int(np.argmin(np.abs(rate - wanted))) for rate in rates)
-        for wanted in np.linspace(0, 1, number)
-    )
-    # From one end of what was swept to the other, every budget can be met.
-    swept = [shares[taken(choice)].mean() for choice in choices]
-    for budget in np.linspace(min(swept), max(swept), number):
-        chosen = choose_thresholds(columns, correct, shares, budget=float(budget))
-        choices[chosen.columns] = None
-    settings = {}
-    for choice in choices:
-        exits = taken(choice)
-        thresholds = [t[column] for t, column in zip(candidates, choice, strict=True)]
+        thresholds = [
+            tried[column] if np.any(exits == number) else None
+            for number, (tried, column) in enumerate(
+                zip(candidates, choice, strict=True)
+            )
+        ]
+        # Dictionaries keep an order, and each way to send the samples once.
         settings[exits.tobytes()] = exits, thresholds
     return list(settings.values())

@@ -172,6 +172,15 @@ def test_labels_do_not_cover_each_other(tmp_path):
     assert min(np.diff(heights)) >= 15
 
 
+def test_a_long_name_keeps_to_the_page(tmp_path):
+    long_name = "exit_after_block_4_of_the_encoder_output"
+    networks = {long_name: (0.75, 0.5), "short": (0.75, 0.9)}
+    found = _page._trade_off(by_hand(), networks)["points"]
+    # 0.75 of 1.296 lies left of the middle of the right half: a short name has room.
+    anchors = {point["name"]: point["anchor"] for point in found}
+    assert anchors[long_name] == "end" and anchors["short"] == "start"
+
+
 @pytest.mark.filterwarnings("error")
 def test_reports_of_little(tmp_path):
     no_rows, _ = make_report(num_samples=0, leaves=leaves_of(0))

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 import keras_dynamic as kd
+from keras_dynamic.models.certifying import split_rows
 from tests.models.random_graphs import RowCounter
 from tests.models.small_models import dense_data, dense_model
 
@@ -80,8 +81,9 @@ def test_functions_for_serving_pass_by_too():
     np.testing.assert_allclose(found["outputs"], expected.outputs, atol=1e-6)
 
 
-def test_calibrate_closes_an_exit_that_is_not_worth_its_head():
-    """The first head costs far more than leaving there saves."""
+@pytest.fixture(scope="module")
+def dear_head():
+    """The first head costs fifteen networks, far more than leaving there saves."""
     keras.utils.set_random_seed(0)
     inputs = keras.Input((6,))
     h = keras.layers.Dense(8, "tanh")(inputs)
@@ -94,10 +96,52 @@ def test_calibrate_closes_an_exit_that_is_not_worth_its_head():
     final = keras.layers.Dense(4, "softmax", name="final")(h)
     model = kd.DynamicModel(inputs, [first, second, final])
     model.compile("adam", "sparse_categorical_crossentropy")
-    x, y = dense_data(400)
-    model.fit(x, y, epochs=12, verbose=0)
+    x, y = dense_data(800)
+    model.fit(x[:400], y[:400], epochs=12, verbose=0)
+    return model, x, y
+
+
+def test_calibrate_closes_an_exit_that_is_not_worth_its_head(dear_head):
+    model, x, y = dear_head
     report = model.calibrate(x, y, max_accuracy_drop=0.05)
     assert model.exit_rule.threshold[0] is None
     assert report.mean_cost < 1.0
     p = model.predict_dynamic(x, verbose=0)
     assert p.mean_cost == pytest.approx(report.mean_cost, abs=1e-6)
+
+
+def test_a_certified_path_closes_it_too(dear_head):
+    model, x, y = dear_head
+    report = model.calibrate(x, y, max_accuracy_drop=0.05, risk_confidence=0.9)
+    path = report.certificate.path
+    assert report.certificate.num_certified
+    assert all(step.thresholds[0] is None for step in path)
+    costs = [step.mean_cost for step in path]
+    assert costs[0] < 1.0
+    assert costs == pytest.approx(sorted(costs, reverse=True), abs=0.02)
+    _, rows = split_rows(len(x))
+    p = model.predict_dynamic(x[rows], verbose=0)
+    assert p.mean_cost == pytest.approx(report.mean_cost, abs=1e-6)
+    assert p.mean_cost == pytest.approx(report.certificate.step.mean_cost, abs=1e-6)
+
+
+def test_the_curve_is_priced_as_what_runs(dear_head):
+    """What opens the first exit pays for its head, whatever is in force."""
+    model, x, y = dear_head
+    report = model.calibrate(x, y, max_accuracy_drop=0.05)
+    counted = model.compute_costs()  # the rule in force passes by exit 1
+    head = counted.heads[0] / counted.reference
+    costs = np.array([cost for cost, _ in report.curve])
+    # All at exit 2 without exit 1; between the plain network and the first head there
+    # is nothing.
+    assert costs[0] == pytest.approx(counted.shares()[1])
+    assert not np.any((costs > 1) & (costs < head))
+
+
+def test_the_plot_has_the_rule_where_it_runs(dear_head):
+    model, x, y = dear_head
+    model.calibrate(x, y, max_accuracy_drop=0.05)
+    record = kd.plots.accuracy_cost(model, x, y, num_settings=4)
+    p = model.predict_dynamic(x, verbose=0)
+    assert record.operating_point[0] == pytest.approx(p.mean_cost, abs=1e-6)
+    assert record.operating_point[0] < 1

@@ -14,12 +14,20 @@ from tests.plots.exits import data, exits_taken, probabilities, trained_model
 
 
 def reference(model, x, y, thresholds):
-    """(mean cost, accuracy) of largest probabilities, in NumPy."""
+    """(mean cost, accuracy) of largest probabilities, in NumPy.
+
+    Who passes a closed exit (`None`) does not pay for its head.
+    """
     answers = probabilities(model, x)
     scores = [answer.max(axis=1) for answer in answers[:-1]]
     taken = exits_taken(scores, thresholds)
     right = np.stack([answer.argmax(axis=1) == y for answer in answers], axis=1)
-    costs = np.array(model.exit_costs) / model.compute_costs().reference
+    counted = model.compute_costs()
+    costs = np.array(counted.exits, float)
+    for index, threshold in enumerate(thresholds):
+        if threshold is None:
+            costs[index + 1 :] -= counted.heads[index]
+    costs /= counted.reference
     return costs[taken].mean(), right[np.arange(len(y)), taken].mean()
 
 
@@ -44,13 +52,15 @@ def test_points_and_front():
         equal = record.accuracies >= record.accuracies[index]
         cheaper = equal & (record.costs < record.costs[index])
         assert record.on_front[index] == ~(better | cheaper).any()
-    alone = [reference(model, x, y, [0.0, 0.0]), reference(model, x, y, [None, 0.0])]
-    alone.append(reference(model, x, y, [None, None]))
+    # Nobody is surer than 1: asked, and passed.
+    alone = [reference(model, x, y, limits) for limits in ([0, 0], [1, 0], [1, 1])]
     costs, accuracies = np.transpose(alone)
     np.testing.assert_allclose(record.exit_costs, costs)
     np.testing.assert_allclose(record.exit_accuracies, accuracies)
-    # The sweep goes from everyone at the first exit to everyone at the last.
-    np.testing.assert_allclose(record.costs[[0, -1]], costs[[0, 2]])
+    # The sweep has everyone at the first exit, and the plain network.
+    assert record.costs[0] == pytest.approx(costs[0])
+    plain = record.thresholds.index([None, None])
+    assert record.costs[plain] == 1
     np.testing.assert_allclose(
         record.operating_point, reference(model, x, y, [0.6, 0.55])
     )
@@ -72,15 +82,18 @@ def test_the_front_is_as_good_as_one_threshold_for_all_exits():
 def test_rules_against_the_dynamic_road(rule):
     model, (x, y) = trained_model(), data()
     record = kd.plots.accuracy_cost(model, x, y, rule=rule, num_settings=4)
-    rule = kd.rules.get(rule)
+    rule, before = kd.rules.get(rule), model.exit_rule
     tried = [rule.with_threshold(thresholds) for thresholds in record.thresholds]
+    assert any(None in thresholds for thresholds in record.thresholds)
     for cost, accuracy, one in zip(
         [*record.costs, record.operating_point[0]],
         [*record.accuracies, record.operating_point[1]],
         [*tried, rule],
         strict=True,
     ):
-        prediction = model.predict_dynamic(x, verbose=0, rule=one)
+        model.exit_rule = one
+        prediction = model.predict_dynamic(x, verbose=0)
+        model.exit_rule = before
         assert cost == pytest.approx(prediction.mean_cost)
         assert accuracy == np.mean(prediction.outputs.argmax(axis=1) == y)
     assert len({repr(one) for one in tried}) == len(tried)
@@ -95,8 +108,8 @@ def test_gates_cost_each_sample_its_own():
     x, y = dense_data(50)
     record = kd.plots.accuracy_cost(model, x, y, num_settings=6)
     for cost, thresholds in zip(record.costs, record.thresholds, strict=True):
-        rule = kd.rules.MaxProbability(thresholds)
-        prediction = model.predict_dynamic(x, verbose=0, rule=rule)
+        model.exit_rule = kd.rules.MaxProbability(thresholds)
+        prediction = model.predict_dynamic(x, verbose=0)
         assert cost == pytest.approx(prediction.mean_cost)
     # The gate is open for some: leaving first costs one sum, leaving last two.
     closed = model.predict_dynamic(x, rule=kd.rules.MaxProbability(None), verbose=0)
