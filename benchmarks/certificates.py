@@ -20,7 +20,7 @@ import argparse
 import keras
 import numpy as np
 from data import load_mnist
-from keras import layers
+from exit_selection import network
 from scipy.stats import binomtest
 
 import keras_dynamic as kd
@@ -147,20 +147,6 @@ def coverage():
                 f"{100 * interval.high:.1f}) {np.mean(drops[name]):15.4f}",
                 flush=True,
             )
-
-
-def network():
-    inputs = keras.Input((28, 28, 1))
-    x = layers.Conv2D(8, 5, 2, padding="same", activation="relu")(inputs)
-    exit_1 = kd.EarlyExit(10, pooling="average", grid=4, name="exit_1")(x)
-    x = layers.Conv2D(16, 3, 2, padding="same", activation="relu")(x)
-    x = layers.Conv2D(24, 3, padding="same", activation="relu")(x)
-    exit_2 = kd.EarlyExit(10, pooling="average", grid=2, name="exit_2")(x)
-    x = layers.Conv2D(32, 3, padding="same", activation="relu")(x)
-    x = layers.Conv2D(32, 3, padding="same", activation="relu")(x)
-    x = layers.Flatten()(layers.MaxPooling2D()(x))
-    final = layers.Dense(10, activation="softmax", name="final")(x)
-    return kd.DynamicModel(inputs, [exit_1, exit_2, final])
 
 
 def power():

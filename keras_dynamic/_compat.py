@@ -23,6 +23,7 @@ from tensorflow.python.ops.control_flow_util import GraphOrParentsInXlaContext
 
 __all__ = [
     "BatchIterator",
+    "absent_as_none",
     "calls_before",
     "changes_variables",
     "exclude_from_weight_decay",
@@ -250,6 +251,13 @@ class BatchIterator(EpochIterator):
         # Data of unknown length ends when it ends; Keras warns of that as well.
         if self.steps_per_epoch:
             super()._interrupted_warning()
+
+
+def absent_as_none(batch):
+    """A batch of a generator, in which Keras writes absent inputs as `Optional`s."""
+    return tree.map_structure(
+        lambda t: None if isinstance(t, tf.experimental.Optional) else t, batch
+    )
 
 
 def _to_tensor(array):

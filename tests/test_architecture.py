@@ -66,6 +66,7 @@ ORDERED = {
         "engine",
         "stage_functions",
         "pools",
+        "joining",
         "replicas",
         "selected_walk",
         "prediction",

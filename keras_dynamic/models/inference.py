@@ -9,10 +9,11 @@ import numpy as np
 import tensorflow as tf
 from keras import tree
 
-from keras_dynamic._compat import BatchIterator
+from keras_dynamic._compat import BatchIterator, absent_as_none
 from keras_dynamic.models import rules
 from keras_dynamic.models.engine import CompiledWalk
 from keras_dynamic.models.feeding import arranged
+from keras_dynamic.models.joining import Joined, rows_at_once
 from keras_dynamic.models.per_exit import target_of_final
 from keras_dynamic.models.pools import Pools
 from keras_dynamic.models.prediction import DynamicPrediction
@@ -108,22 +109,25 @@ class _Pooled:
     Args:
         model: a `DynamicModel`.
         under: an `_Under`.
-        size: int, rows of a full batch.
+        x: the first batch.
     """
 
-    def __init__(self, model, under, size):
+    def __init__(self, model, under, x):
         self._model, self._under = model, under
         stages = model.road.stages_of(under.walk)
+        size = rows_at_once(stages, x)
         self._pools = Pools(stages, size, under.knobs)
+        self._joined = Joined(self._pools.add, size)
         self._costs = []
 
     def add(self, x):
         """Takes a batch, whose answers come later."""
         costs = self._under.costs(self._model, x)
         self._costs.append((count_rows(x), costs))
-        self._pools.add(x)
+        self._joined.add(x)
 
     def prediction(self):
+        self._joined.flush()
         columns, rows = self._pools.finish(), self._pools.segment_rows
         paid = columns.pop("paid")
         return _prediction(self._model, columns, paid, self._costs, rows)
@@ -264,7 +268,7 @@ def _road_for(model, under, x, may_wait):
     """The way to answer batches like `x`, the first one."""
     together = under.walk.depth > 1 and not model.run_eagerly
     if may_wait and together and not has_replicas(model):
-        return _Pooled(model, under, count_rows(x))
+        return _Pooled(model, under, x)
     return _BatchByBatch(model, under)
 
 
@@ -318,7 +322,9 @@ def _batches(model, mode, callbacks, verbose, logs, x, **data):
         for step, last_step, batches in iterator:
             batch_begin(step)
             for batch in batches:
-                x_batch, y_batch, weight = keras.utils.unpack_x_y_sample_weight(batch)
+                x_batch, y_batch, weight = keras.utils.unpack_x_y_sample_weight(
+                    absent_as_none(batch)
+                )
                 x_batch = arranged(model.input, x_batch)
                 if count_rows(x_batch) == 0:  # a filtered dataset may hold such
                     continue

@@ -73,8 +73,8 @@ class StageFunctions:
         self.pace = Pace()
         sizes = [size for value in walk.inputs for size in value.spec.shape[1:]]
         # With gates sizes are not left open, since they say what a closed one saves.
-        self._sizes_differ = None in sizes
-        self.open = self._sizes_differ and not walk.has_gates
+        self.sizes_differ = None in sizes
+        self.open = self.sizes_differ and not walk.has_gates
         self.can_be_static = isinstance(walk, Walk) and not (
             walk.has_gates or self.open
         )
@@ -291,7 +291,7 @@ class StageFunctions:
 
         It may follow from the sizes of its batch, where these are open.
         """
-        content = whole.numpy().tobytes() if self._sizes_differ else None
+        content = whole.numpy().tobytes() if self.sizes_differ else None
         return tuple(whole.shape), content
 
     def _answered(self, stage, *given):

@@ -6,6 +6,7 @@ import pytest
 
 import keras_dynamic as kd
 from tests.layers.checks import two_replicas
+from tests.models.counting import Counting
 from tests.models.small_models import dense_data, dense_model, middle_rule
 from tests.models.small_selected import selected_model
 
@@ -48,21 +49,6 @@ def test_shards_give_the_answers_of_one_device(batch_size):
 
 def test_each_replica_computes_only_its_shard():
     """Both replicas count the rows that their own second segment sees."""
-
-    class Counting(keras.layers.Layer):
-        """Counts rows, by replica."""
-
-        def build(self, input_shape):
-            self.seen = self.add_weight(
-                shape=(), dtype="int32", trainable=False, initializer="zeros"
-            )
-
-        def call(self, inputs):
-            self.seen.assign(self.seen + keras.ops.shape(inputs)[0])
-            return inputs
-
-        def compute_flops(self, input_shape):
-            return 0
 
     with two_replicas().scope():
         inputs = keras.Input((6,))

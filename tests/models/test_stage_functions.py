@@ -8,7 +8,8 @@ import pytest
 import tensorflow as tf
 
 import keras_dynamic as kd
-from keras_dynamic.models import pools, stage_functions
+from keras_dynamic.models import joining, pools, stage_functions
+from tests.models.counting import Counting
 from tests.models.small_models import dense_data, dense_model, middle_rule
 from tests.models.small_selected import selected_model
 
@@ -63,21 +64,6 @@ def test_frozen_weights_are_those_in_force(impatient):
 def test_layers_that_count_are_not_frozen(impatient):
     """A constant could not be assigned to."""
 
-    class Counting(keras.layers.Layer):
-        """Counts the rows that it sees."""
-
-        def build(self, input_shape):
-            self.seen = self.add_weight(
-                shape=(), dtype="int32", trainable=False, initializer="zeros"
-            )
-
-        def call(self, inputs):
-            self.seen.assign(self.seen + keras.ops.shape(inputs)[0])
-            return inputs
-
-        def compute_flops(self, input_shape):
-            return 0
-
     inputs = keras.Input((6,))
     counter = Counting()
     first = keras.layers.Dense(4, "softmax", name="exit_1")(counter(inputs))
@@ -95,6 +81,7 @@ def test_all_at_once_where_that_is_faster(impatient, capsys, jit):
     rule = middle_rule(model, X)
     expected = model.predict_dynamic(X, batch_size=200, rule=rule, verbose=0)
     monkeypatch = impatient
+    monkeypatch.setattr(joining, "_ROWS", 16)  # batches stay as they are
     asked = []
 
     def static_seconds(self, x, knobs):
