@@ -180,7 +180,7 @@ def power():
         certificate = report.certificate
         rows.append(
             (
-                certificate.num_certified > 0,
+                certificate.step is not None,
                 scores["mean_cost"],
                 accuracy[-1] - scores["accuracy"],
             )

@@ -47,6 +47,7 @@ __all__ = [
     "takes_a_graph",
     "training_otherwise",
     "under_xla",
+    "untouched",
     "validation_writer",
 ]
 
@@ -172,8 +173,7 @@ def keeping_losses(layer=None):
 def losses_within(layer):
     """Around a call of a layer in a branch: its `add_loss` terms are taken off it.
 
-    Yields:
-        A function that returns the list of terms added since.
+    Yields a function that returns the list of terms added since.
     """
     before = {id(each): len(each._losses) for each in layer._flatten_layers()}
 
@@ -281,31 +281,49 @@ def training_otherwise(model, optimizer):
     would unfreeze what the user froze there; and Keras warns where flags differ from
     those at `compile`, which would be called again for nothing: optimizers have states.
 
-    Yields:
-        A function without arguments, to be called once the layers are frozen.
+    Yields a function without arguments, to be called once the layers are frozen.
     """
     layers = model._flatten_layers()
     flags = [(layer, layer._trainable) for layer in layers]
     variables = {id(v): v for layer in layers for v in layer.variables}
     variable_flags = [(variable, variable.trainable) for variable in variables.values()]
-    kept = model.optimizer, model._compiled_trainable_state
+    kept, state = model.optimizer, model._compiled_trainable_state
 
     def begin():
         model.optimizer = optimizer
-        state = {layer: layer.trainable for layer in model._flatten_layers()}
-        model._compiled_trainable_state = state
+        model._compiled_trainable_state = {each: each.trainable for each in layers}
         model.train_function = None  # it holds the variables that it trains
 
+    model._untouched = lambda: (flags, kept)  # Keras would track layers in a tuple
     try:
         yield begin
     finally:
-        for layer, flag in flags:
-            layer._trainable = flag
+        model._untouched = None
+        _show(model, flags, kept)
         for variable, flag in variable_flags:
             if variable.trainable != flag:
                 variable.trainable = flag
-        model.optimizer, model._compiled_trainable_state = kept
+        model._compiled_trainable_state = state
         model.train_function = None
+
+
+@contextlib.contextmanager
+def untouched(model):
+    """Shows a model's own flags and optimizer, for a while, in `training_otherwise`."""
+    shown = getattr(model, "_untouched", None)
+    flags, optimizer = shown() if shown else ([], model.optimizer)
+    now = [(layer, layer._trainable) for layer, _ in flags], model.optimizer
+    _show(model, flags, optimizer)
+    try:
+        yield
+    finally:
+        _show(model, *now)
+
+
+def _show(model, flags, optimizer):
+    for layer, flag in flags:
+        layer._trainable = flag
+    model.optimizer = optimizer
 
 
 def loss_for(identifier, y_true, y_pred):
@@ -324,9 +342,7 @@ def rename_metrics_by_exit(model, y, y_pred, prefixes):
     Keras prefixes names when it reports results as a dict, but looks values up by
     the bare name when it reports a list, so with several outputs `evaluate` would
     list one metric several times. Names that are unique in themselves mend both.
-
-    Args:
-        prefixes: one string an output; an empty one leaves the plain name.
+    `prefixes` has one string an output; an empty one leaves the plain name.
     """
     compiled = model._compile_metrics
     if compiled is None or compiled.built:
@@ -356,13 +372,8 @@ def scoped_name(hp, name):
 def frozen(function):
     """A concrete function with its variables as constants, at their values now.
 
-    What TensorFlow publishes for it works on graphs of version 1 only.
-
-    Args:
-        function: a `ConcreteFunction` that changes no variable.
-
-    Returns:
-        A function of the same tensors, nested or flat.
+    It must change no variable; the result takes the same tensors, nested or flat. What
+    TensorFlow publishes for it works on graphs of version 1 only.
     """
     # Every graph lists the tables of the whole process; TensorFlow would warn of each
     # one made eagerly that it cannot be written down.

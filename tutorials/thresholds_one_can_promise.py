@@ -203,7 +203,8 @@ print("equal:", np.array_equal(by_hand, package))
 # Which thresholds, though? Those that look best on the very samples that test them were
 # not fixed beforehand. So the data is split. On the first half a *path* is laid, from
 # thresholds at which few leave to such as lose about $\alpha$ there. The second half
-# walks along it and tests each step, until one fails. The last that passed is taken.
+# walks along it and tests each step, until one fails. The last that passed is taken
+# (`calibrate` takes the cheapest of those that passed, which all keep the promise).
 # Each step is tested at the full $\delta$, however long the path: for a promise to be
 # broken, the *first* step whose risk is above $\alpha$ must have passed, and that is
 # one test.

@@ -56,8 +56,10 @@ class ExitReport:
         reached_before: `ProbabilityQuality` on the rows that reach the exit (those
             that have not left earlier), at temperature 1.
         reached_after: The same at `temperature`.
-        spoiled: Float, the share of all rows that are right here and wrong at the
-            final exit, which thinks too long about them.
+        spoiled: Float, the share of all rows that are right here and that some later
+            exit, the final one or one between, would have answered wrongly: thinking
+            on spoils them. (The literature's overthinking looks at the final exit
+            alone; that share is at most this one.)
         reliability_before: Tuple of `(confidence, accuracy, count)`, one a bin of the
             expected calibration error on all rows, at temperature 1.
         reliability_after: The same at `temperature`.
@@ -95,7 +97,7 @@ def exit_report(
     scores,
     labels,
     correct,
-    final_correct,
+    later_correct,
     leaves,
     reaches,
     fit,
@@ -119,7 +121,7 @@ def exit_report(
         all_after=_quality(after, labels),
         reached_before=_quality(before[reaches], labels[reaches]),
         reached_after=_quality(after[reaches], labels[reaches]),
-        spoiled=mean_or_nan(correct & ~final_correct),
+        spoiled=mean_or_nan(correct & ~later_correct.all(axis=1)),
         reliability_before=_bins(before, labels),
         reliability_after=_bins(after, labels),
     )

@@ -9,7 +9,7 @@ import math
 import jinja2
 
 from keras_dynamic.calibration._page_template import TEMPLATE
-from keras_dynamic.calibration._tables import uncertified_message
+from keras_dynamic.calibration._tables import confidence_text, uncertified_message
 
 _COLORS = ("#0b62a8", "#c2410c", "#15803d", "#7c3aed", "#b91c1c", "#0f766e", "#a16207")
 
@@ -32,9 +32,10 @@ def render_page(report, baselines):
         "number": lambda v: "–" if math.isnan(v) else f"{v:.3f}",
         "precise": lambda v: "–" if math.isnan(v) else f"{v:.4f}",
         "short": _short,
+        "confidence": confidence_text,
     }
     uncertified = None
-    if report.certificate is not None and not report.certificate.num_certified:
+    if report.certificate is not None and report.certificate.step is None:
         uncertified = uncertified_message(report.certificate)
     return environment.from_string(TEMPLATE).render(
         report=report,

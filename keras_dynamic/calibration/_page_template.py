@@ -78,7 +78,7 @@ circle.after { fill: #0b62a8; }
 {% if uncertified %}
 <p>{{ uncertified }}</p>
 {% else %}
-<p><b>Certified with a confidence of {{ "{:g}".format(c.confidence) }}:</b> of new
+<p><b>Certified with a confidence of {{ c.confidence | confidence }}:</b> of new
  samples, at most {{ c.max_risk | percent }} are answered rightly by the full network
  and wrongly by the dynamic one. Here they are {{ "{:,}".format(c.step.num_lost) }} of
  {{ "{:,}".format(c.num_samples) }}, p = {{ "{:.2g}".format(c.p_value) }}.</p>
@@ -131,7 +131,8 @@ circle.after { fill: #0b62a8; }
 {% endfor %}
 </table></div>
 <p class="quiet">Spoiled later: the share of all samples that are right at this exit
- and wrong at the final one, which thinks too long about them.</p>
+ and that some later exit, the final one or one between, would have answered
+ wrongly.</p>
 
 <h2>Probabilities</h2>
 <p class="quiet">Accuracy against confidence in bins of equally many samples, all that
@@ -176,7 +177,7 @@ circle.after { fill: #0b62a8; }
 <div class="scroll"><table>
 <tr><th>step</th><th>thresholds</th><th>mean cost</th><th>lost</th><th>p</th></tr>
 {% for step in report.certificate.path %}
-<tr{% if loop.index == report.certificate.num_certified %} class="chosen"{% endif %}>
+<tr{% if loop.index0 == report.certificate.chosen %} class="chosen"{% endif %}>
 <td>{{ loop.index }}</td><td>
 {% for value in step.thresholds %}
 {{ value | short }}{{ "" if loop.last else ", " }}

@@ -10,6 +10,7 @@ import rich.console
 import rich.table
 
 _WIDTH = 110
+_ALL_CLOSED = "All exits are closed, so that the full network runs."
 
 
 def render(report):
@@ -44,28 +45,52 @@ def _header(report):
     )
 
 
+def confidence_text(confidence):
+    """A confidence as a number, or as what it lacks of 1 where it would round to it."""
+    text = f"{confidence:g}"
+    return f"1 - {1 - confidence:.2g}" if text == "1" and confidence < 1 else text
+
+
 def uncertified_message(certificate):
-    """What is said where no step of the path passed."""
+    """What is said where no step of the path is in force."""
+    if certificate.num_certified:
+        cheapest = min(
+            step.mean_cost for step in certificate.path[: certificate.num_certified]
+        )
+        return (
+            "Nothing that could be certified saves anything: on the samples tested, it "
+            f"costs {cheapest:.3f} or more, the full network "
+            f"{certificate.closed_cost:.3f}. {_ALL_CLOSED}"
+        )
     wanted = (
         f"Nothing could be certified: no thresholds tried lose at most "
         f"{certificate.max_risk:g} of the samples with a confidence of "
-        f"{certificate.confidence:g}."
+        f"{confidence_text(certificate.confidence)}."
     )
     if certificate.path:
         first = certificate.path[0].num_lost
         seen = (
-            f" The safest of them lost {first:,} of {certificate.num_samples:,} "
-            "samples; at that rate "
+            f"The safest of them lost {first:,} of {certificate.num_samples:,} "
+            "samples; at that rate"
         )
-        needed = certificate.samples_needed
-        seen += (
-            "no number of samples would do."
-            if needed is None
-            else f"it would take {needed:,} samples in all."
+    elif certificate.num_selection_samples:
+        seen = (
+            "None were tried: none saved anything within that bound on the "
+            f"{certificate.num_selection_samples:,} samples that they are chosen on. "
+            "Thresholds that lose none:"
         )
     else:
-        seen = " None saves anything without more losses than allowed."
-    return f"{wanted}{seen} All exits are closed, so that the full network runs."
+        seen = (
+            "None were tried: no sample was left to choose them on. Thresholds that "
+            "lose none:"
+        )
+    needed = certificate.samples_needed
+    would_do = (
+        "no number of samples would do."
+        if needed is None
+        else f"it would take {needed:,} samples in all."
+    )
+    return f"{wanted} {seen} {would_do} {_ALL_CLOSED}"
 
 
 def _promise(certificate):
@@ -74,10 +99,11 @@ def _promise(certificate):
         f"samples, tests and figures from {certificate.num_samples:,} others (split "
         f"at random, seed {certificate.seed})."
     )
-    if not certificate.num_certified:
+    if certificate.step is None:
         return _wrapped(f"{uncertified_message(certificate)} {split}")
     return _wrapped(
-        f"Certified with a confidence of {certificate.confidence:g}: of new samples, "
+        f"Certified with a confidence of "
+        f"{confidence_text(certificate.confidence)}: of new samples, "
         f"at most {percent(certificate.max_risk)} are answered rightly by the full "
         f"network and wrongly by the dynamic one ({certificate.step.num_lost:,} of "
         f"{certificate.num_samples:,} here, p = {certificate.p_value:.2g}). {split}"
@@ -99,7 +125,7 @@ def _path_table(certificate):
             rows.append((f"{number} to {len(certificate.path)}", *["not tested"] * 4))
             break
         passed = number <= certificate.num_certified
-        is_choice = number == certificate.num_certified
+        is_choice = number - 1 == certificate.chosen
         rows.append(
             (
                 str(number),

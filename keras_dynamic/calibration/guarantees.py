@@ -59,12 +59,14 @@ class Certificate:
         num_samples: Integer, the samples that the tests are made on.
         seed: Integer, the seed of the random split into the two.
         path: Tuple of `PathStep`, the safest first.
-        num_certified: Integer, how many steps passed before the first that did not;
-            the last of them is the choice. 0 closes every exit.
-        samples_needed: Integer, where nothing could be certified: how many samples
-            in all would be needed to certify the first step, if it went on to lose
-            as often as here. `None` where something was certified, and where no number
-            would do.
+        num_certified: Integer, how many steps passed before the first that did not.
+            The promise holds for all of them at once; the one that costs least on
+            these samples is the choice, or none where that is `closed_cost`.
+        samples_needed: Integer, where no step passed: how many samples in all would be
+            needed to certify the first one, if it went on to lose as often as here;
+            where there is no path, if it lost none. `None` where a step passed, and
+            where no number would do.
+        closed_cost: Float, the mean cost with all exits closed. Defaults to 1.0.
 
     Example:
 
@@ -86,21 +88,30 @@ class Certificate:
     path: tuple[PathStep, ...]
     num_certified: int
     samples_needed: int | None = None
+    closed_cost: float = 1.0
+
+    @property
+    def chosen(self):
+        """The number in `path`, from 0, of the step in force; `None` for no step."""
+        costs = [step.mean_cost for step in self.path[: self.num_certified]]
+        if not costs or min(costs) >= self.closed_cost:
+            return None
+        return costs.index(min(costs))  # the safest of those that cost the same
 
     @property
     def step(self):
         """The `PathStep` that is in force; `None` where all exits are closed."""
-        return self.path[self.num_certified - 1] if self.num_certified else None
+        return None if self.chosen is None else self.path[self.chosen]
 
     @property
     def certified_risk(self):
         """The bound that holds: `max_risk`, or 0 where all exits are closed."""
-        return self.max_risk if self.num_certified else 0.0
+        return 0.0 if self.step is None else self.max_risk
 
     @property
     def p_value(self):
         """The p-value of the step in force; `None` where all exits are closed."""
-        return self.step.p_value if self.num_certified else None
+        return None if self.step is None else self.step.p_value
 
 
 def risk_p_value(num_lost, num_samples, max_risk):

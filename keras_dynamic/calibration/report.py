@@ -6,11 +6,11 @@ n: samples, C: classes, E: early exits (the final exit has index E).
 import dataclasses
 import json
 import math
-import numbers
 from pathlib import Path
 
 import numpy as np
 
+from keras_dynamic.calibration._baselines import check_baselines
 from keras_dynamic.calibration._closing import front_passing_by
 from keras_dynamic.calibration._exit_report import (
     ExitReport,
@@ -102,16 +102,18 @@ class CalibrationReport:
 
         Args:
             path: String or path that ends in `.json` (the numbers of `to_dict`) or in
-                `.html`: one page without references to anything outside, with the
-                curve of accuracy against cost, the exits taken, reliability diagrams
-                and tables.
+                `.html`, in any case: one page without references to anything outside,
+                with the curve of accuracy against cost, the exits taken, reliability
+                diagrams and tables.
             baselines: Dict of `name: (mean_cost, accuracy)`, other networks to be
-                compared with, costs relative to the plain network. Defaults to
-                `None`, none.
+                compared with, costs relative to the plain network. Names are strings,
+                pairs tuples, lists or arrays. Defaults to `None`, none.
 
         Raises:
-            TypeError: baselines that are not pairs of numbers.
-            ValueError: another ending, or a baseline out of range.
+            OSError: where the path cannot be written to.
+            TypeError: baselines that are not pairs of numbers with names.
+            ValueError: another ending, a baseline out of range, or a name that has no
+                UTF-8.
 
         Example:
 
@@ -125,11 +127,12 @@ class CalibrationReport:
         report.save("report.html", baselines={"half as wide": (0.3, 0.55)})
         ```
         """
-        path, baselines = Path(path), _check_baselines(baselines)
-        if path.suffix == ".json":
+        path, baselines = Path(path), check_baselines(baselines)
+        ending = path.suffix.lower()
+        if ending == ".json":
             fields = self.to_dict() | {"baselines": baselines}
             text = json.dumps(fields, indent=2, allow_nan=False) + "\n"
-        elif path.suffix == ".html":
+        elif ending == ".html":
             text = render_page(self, baselines)
         else:
             raise ValueError(
@@ -244,7 +247,7 @@ def build_report(
             scores=checked[number][0],
             labels=labels,
             correct=correct[:, number],
-            final_correct=correct[:, -1],
+            later_correct=correct[:, number + 1 :],
             leaves=exit_index == number,
             reaches=exit_index >= number,
             fit=temperatures[number],
@@ -277,25 +280,6 @@ def _curve(leaves, correct, exit_costs, costs_of):
     kept = evenly_spread(front.mean_cost, _CURVE_POINTS)
     accuracies = front.num_correct[kept] / len(correct)
     return tuple(zip(front.mean_cost[kept].tolist(), accuracies.tolist(), strict=True))
-
-
-def _check_baselines(baselines):
-    checked = {}
-    for name, point in (baselines or {}).items():
-        is_pair = isinstance(point, tuple | list) and len(point) == 2
-        if not is_pair or not all(isinstance(each, numbers.Real) for each in point):
-            raise TypeError(
-                "`baselines` must hold pairs of numbers (mean_cost, accuracy). "
-                f"Received: {name!r}: {point!r}."
-            )
-        mean_cost, accuracy = map(float, point)
-        if not (0 < mean_cost < math.inf and 0 <= accuracy <= 1):
-            raise ValueError(
-                "`baselines` must have a mean cost above 0 and an accuracy in [0, 1]. "
-                f"Received: {name!r}: {point!r}."
-            )
-        checked[str(name)] = (mean_cost, accuracy)
-    return checked
 
 
 def _check_exit_index(exit_index, num_samples, num_exits):

@@ -55,18 +55,20 @@ def calibrate_with_certificate(model, x, y, rule, goals, confidence, batch_size,
     exits, certificate = _certificate(
         path, scores, certified_on, goal[1], confidence, len(chooses)
     )
-    passed = certificate.num_certified
+    full = float(np.mean(certified_on.costs_under(closed)[:, -1]))
+    certificate = dataclasses.replace(certificate, closed_cost=full)
+    chosen = certificate.chosen
     report = report_and_adopt(
         model,
-        path[passed - 1] if passed else closed,
+        closed if chosen is None else path[chosen],
         certified_on,
         fits,
         scores,
-        exits[passed - 1] if passed else np.full(len(certifies), len(fits) - 1),
+        np.full(len(certifies), len(fits) - 1) if chosen is None else exits[chosen],
         goal,
         certificate,
     )
-    if not passed:
+    if chosen is None:
         warnings.warn(uncertified_message(certificate), stacklevel=3)
     return report
 

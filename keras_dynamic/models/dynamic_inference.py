@@ -129,9 +129,10 @@ class DynamicInference:
                 right and the dynamic one wrong on at most that share of new samples,
                 which bounds the accuracy drop. Temperatures and a path of thresholds
                 come from a random half of the rows, exact tests along the path and the
-                report's figures from the other half. Where nothing can be certified,
-                a warning and the report say how many samples it would take, and all
-                exits are closed.
+                report's figures from the other half. Of what can be certified the
+                cheapest on that half is chosen. Where that is nothing, a warning and
+                the report say how many samples it would take, where it costs more
+                than the full network, they say so, and all exits are closed.
 
         Returns:
             A `kd.calibration.CalibrationReport`; `print` it.

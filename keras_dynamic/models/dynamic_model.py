@@ -243,7 +243,13 @@ class DynamicModel(DynamicInference, keras.Model):
         heads of early exits learn. A new optimizer with the configuration of the
         compiled one does it. Then, after an exception too, trainable layers and
         optimizer, with its state, are what they were. The answers of the last exit do
-        not change. The losses are those of `fit`, the last exit's among them.
+        not change: what a frozen layer itself assigns to its weights in training, as
+        `SpectralNormalization` does, is undone after each batch (or each execution of
+        `steps_per_execution` of them). The losses are those of `fit`, the last exit's
+        among them.
+        A callback that saves the model (`ModelCheckpoint`) saves it with the layers
+        trainable that were so before, and the compiled optimizer's state; weights
+        alone (`BackupAndRestore`) come with the state of the one at work.
 
         With `trunk_epochs` it does both stages, for a network that is not trained. The
         first one trains trunk and last exit as if there were no others: early exits
@@ -325,9 +331,16 @@ class DynamicModel(DynamicInference, keras.Model):
         super().summary(*args, print_fn=print_fn, **kwargs)
         (print_fn or print)(exit_table(self.road, self.exit_rule))
 
+    def save(self, *args, **kwargs):
+        """As in Keras; a file saved while `fit_exits` runs freezes nothing."""
+        with _compat.untouched(self):
+            super().save(*args, **kwargs)
+
     def get_config(self):
+        with _compat.untouched(self):
+            config = super().get_config()
         config = {
-            **super().get_config(),
+            **config,
             "exit_rule": keras.saving.serialize_keras_object(self.exit_rule),
         }
         return {**config, "selector": True} if self._has_selector else config

@@ -3,6 +3,7 @@
 import numbers
 
 import keras
+import tensorflow as tf
 
 from keras_dynamic._compat import layers_within, training_otherwise
 from keras_dynamic.models.weight_decay import exclude_from_weight_decay
@@ -72,8 +73,11 @@ def _fit_trunk(model, heads, x, y, arguments):
 
 def _fit_heads(model, heads, x, y, arguments):
     with training_otherwise(model, _fresh_optimizer(model)) as begin:
-        _freeze_all_but(model, heads)
+        frozen = _freeze_all_but(model, heads)
         begin()
+        weights = list({id(w): w for layer in frozen for w in layer.weights}.values())
+        model.make_train_function()  # `fit` takes the one that is there
+        model.train_function = _keeping(weights, model.train_function)
         return model.fit(x, y, **arguments)
 
 
@@ -110,8 +114,38 @@ def _head_layers(model):
 
 
 def _freeze_all_but(model, heads):
+    """Freezes what is no part of these heads, and gives the list of those layers."""
     free = {id(layer) for head in heads for layer in layers_within(head)}
+    frozen = []
     for layer in layers_within(model):
         inside = {id(each) for each in layers_within(layer)}
         if not inside & free:  # else it is a head's, or a model that holds one
             layer.trainable = False
+            frozen.append(layer)
+    return frozen
+
+
+def _keeping(weights, train_function):
+    """The function with the weights put back after each call.
+
+    A frozen layer may assign to its weights all the same, whenever `training`. What is
+    read shares its memory with the variable until that is assigned to.
+    """
+
+    @tf.function
+    def read():
+        return [tf.identity(weight.value) for weight in weights]
+
+    @tf.function
+    def put_back(values):
+        for weight, value in zip(weights, values, strict=True):
+            weight.assign(value)
+
+    def keeping(iterator):
+        values = read()
+        try:
+            return train_function(iterator)
+        finally:
+            put_back(values)
+
+    return keeping

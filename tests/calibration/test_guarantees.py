@@ -1,5 +1,6 @@
 """Exact tests along a path: tails by hand, and what must hold of every path."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -8,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import keras_dynamic as kd
+from keras_dynamic import calibration
 from keras_dynamic.calibration import (
     certify,
     choose_thresholds,
@@ -16,6 +18,7 @@ from keras_dynamic.calibration import (
     risk_path,
     samples_to_certify,
 )
+from keras_dynamic.calibration._tables import uncertified_message
 from tests.calibration.test_search import threshold_problem
 
 
@@ -194,3 +197,51 @@ def test_certificate_properties():
     assert certificate.certified_risk == 0.05 and certificate.p_value == 0.03
     none = kd.calibration.Certificate(0.05, 0.95, 90, 100, 0, steps, 0, 500)
     assert none.step is None and none.p_value is None and none.certified_risk == 0
+
+
+def certificate(costs, num_certified, **kwargs):
+    steps = [calibration.PathStep((0.9,), cost, 0, 0.01) for cost in costs]
+    return calibration.Certificate(
+        0.1, 0.95, 50, 50, 0, tuple(steps), num_certified, **kwargs
+    )
+
+
+@pytest.mark.parametrize(
+    ("costs", "num_certified", "closed_cost", "chosen"),
+    [
+        ((0.9, 0.8, 0.7), 2, 1.0, 1),
+        ((0.9, 0.7, 0.8), 3, 1.0, 1),  # the last is dearer on these samples
+        ((0.9, 0.7, 0.7), 3, 1.0, 1),
+        ((1.2, 1.1), 2, 1.0, None),  # the full network costs less
+        ((1.0,), 1, 1.0, None),
+        ((1.2, 1.1), 2, 1.15, 1),  # a rule that asks closed exits too
+        ((0.9,), 0, 1.0, None),
+        ((), 0, 1.0, None),
+    ],
+)
+def test_the_cheapest_step_certified_is_chosen(
+    costs, num_certified, closed_cost, chosen
+):
+    found = certificate(costs, num_certified, closed_cost=closed_cost)
+    assert found.chosen == chosen
+    if chosen is None:
+        assert found.step is None and found.p_value is None
+        assert found.certified_risk == 0
+    else:
+        assert found.step is found.path[chosen] and found.p_value == 0.01
+        assert found.certified_risk == 0.1
+
+
+def test_why_nothing_is_in_force():
+    def said(**changes):
+        return uncertified_message(dataclasses.replace(certificate((), 0), **changes))
+
+    assert "on the 50 samples that they are chosen on" in said()
+    text = said(num_selection_samples=0, samples_needed=58)
+    assert "no sample was left to choose them on" in text
+    assert "lose none: it would take 58 samples in all." in text
+    assert "a confidence of 0.95." in text
+    assert "a confidence of 1 - 1e-12." in said(confidence=1 - 1e-12)
+    assert "a confidence of 0.999999." in said(confidence=0.999999)
+    text = uncertified_message(certificate((1.2, 1.1), 2))
+    assert "it costs 1.100 or more, the full network 1.000." in text

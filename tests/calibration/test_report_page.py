@@ -227,6 +227,39 @@ def test_spoiled_and_reliability_by_hand():
     assert report.exits[0].spoiled == 0.5
 
 
+def test_spoiled_by_an_exit_between():
+    # Right, right, right at the first exit; right, wrong, wrong; right, right, wrong.
+    right, wrong = [0.9, 0.1], [0.1, 0.9]
+    answers = [[right] * 3, [right, wrong, wrong], [right, right, wrong]]
+    fit = calibration.TemperatureFit(1.0, "fitted", 0.0, 0.0)
+    report = calibration.build_report(
+        np.log(answers),
+        np.zeros(3, int),
+        temperatures=[fit] * 3,
+        exit_index=np.full(3, 2),
+        thresholds=[None, None],
+        exit_costs=[0.3, 0.6, 1.0],
+        names=["first", "second", "final"],
+        rule="max_probability",
+    )
+    # Row 1 would have been lost at the second exit only, row 2 at both.
+    assert [each.spoiled for each in report.exits] == [pytest.approx(2 / 3), 0, 0]
+
+
+def test_what_can_be_saved(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    baselines = {"half as wide": np.array([0.5, 0.25]), "list": [0.4, np.float32(0.5)]}
+    for path in ("a.JSON", "a.HTML", "b" * 250 + ".html"):
+        by_hand().save(path, baselines)
+    assert len(list(tmp_path.iterdir())) == 3
+    fields = json.loads((tmp_path / "a.JSON").read_text())
+    assert fields["baselines"] == {"half as wide": [0.5, 0.25], "list": [0.4, 0.5]}
+    assert len(Page((tmp_path / "a.HTML").read_text()).circles("baseline")) == 2
+    (tmp_path / "c.json").mkdir()
+    with pytest.raises(IsADirectoryError, match="directory: 'c.json'$"):
+        by_hand().save("c.json")
+
+
 def test_the_curve_is_the_front():
     leaves = leaves_of(400)
     report, arguments = make_report(leaves=leaves)
@@ -269,6 +302,13 @@ def test_a_file_is_whole_or_as_it_was(tmp_path, monkeypatch):
         ({"baselines": {"a": (0.5, "x")}}, TypeError, "'x'"),
         ({"baselines": {"a": (0, 0.5)}}, ValueError, r"\(0, 0.5\)"),
         ({"baselines": {"a": (0.5, 50)}}, ValueError, r"\(0.5, 50\)"),
+        ({"baselines": {"a": (True, 0.5)}}, TypeError, r"\(True, 0.5\)"),
+        ({"baselines": {"a": np.array([0.5] * 3)}}, TypeError, r"\[0.5, 0.5, 0.5\]"),
+        ({"baselines": [("a", 0.5, 0.5)]}, TypeError, r"\[\('a', 0.5, 0.5\)\] of type"),
+        ({"baselines": {1: (0.5, 0.5)}}, TypeError, "1 of type.*int"),
+        ({"baselines": {"\udc80": (0.5, 0.5)}}, ValueError, r"'\\udc80'"),
+        ({"path": "nowhere/a.html"}, FileNotFoundError, "'nowhere/a.html'$"),
+        ({"path": f"{'a' * 300}.html"}, OSError, "aaa.html'$"),
     ],
 )
 def test_what_cannot_be_saved(tmp_path, monkeypatch, arguments, error, message):

@@ -125,6 +125,34 @@ def test_nothing_to_certify_closes_the_exits_and_says_so(trained):
     assert max(len(line) for line in text.splitlines()) <= 110
 
 
+def test_without_a_sample_to_choose_on_the_number_needed_is_named(trained):
+    model, x, y = trained
+    # 29 without a loss certify 0.1 at 0.95: 0.9 ** 29 = 0.047; half of 58 are 29.
+    with pytest.warns(UserWarning, match="was left to choose.*take 58 samples in all"):
+        model.calibrate(x[:1], y[:1], max_accuracy_drop=0.1, risk_confidence=0.95)
+
+
+def test_no_step_dearer_than_the_full_network_is_in_force():
+    """A quarter leaves where thresholds are chosen, nobody where they are tested."""
+    inputs = hidden = keras.Input((2,))
+    early = keras.layers.Dense(2, "softmax", name="early")(inputs)
+    for units in (16, 16, 2):
+        hidden = keras.layers.Dense(units, kernel_initializer="identity")(hidden)
+    model = kd.DynamicModel(inputs, [early, keras.layers.Softmax()(hidden)])
+    model.get_layer("early").set_weights([np.eye(2), np.array([-0.4, 0.0])])
+    model.compile("sgd", "sparse_categorical_crossentropy")
+    # The last exit is right about all; the early one, logits (x - 0.4, 0), is sure and
+    # right where x = 3, and wrong where x = 0.1.
+    x = np.tile([[0.1, 0.0]], (400, 1))
+    x[split_rows(400)[0][:50], 0] = 3.0
+    y = np.zeros(400, int)
+    with pytest.warns(UserWarning, match="Nothing that could be certified saves"):
+        report = model.calibrate(x, y, max_accuracy_drop=0.1, risk_confidence=0.95)
+    assert report.certificate.num_certified > 0
+    assert report.mean_cost == 1 and model.exit_rule.threshold == [None]
+    assert "Nothing that could be certified saves" in str(report)
+
+
 def test_no_number_of_samples_certifies_no_risk(trained):
     model, x, y = trained
     with pytest.warns(UserWarning, match="no number of samples would do"):

@@ -235,3 +235,154 @@ def test_two_replicas():
     assert np.array_equal(before[0], copied(trunk.kernel))
     assert not np.array_equal(before[1], copied(head.kernel))
     assert trunk.kernel.trainable
+
+
+@keras.saving.register_keras_serializable(package="test_fit_exits")
+class Centered(keras.layers.Layer):
+    """Subtracts a moving mean, which moves in training, frozen or not."""
+
+    def build(self, input_shape):
+        self.mean = self.add_weight(
+            shape=input_shape[-1:], trainable=False, aggregation="mean", name="mean"
+        )
+
+    def call(self, inputs, training=False):
+        if training:
+            self.mean.assign(0.5 * self.mean + 0.5 * keras.ops.mean(inputs, axis=0))
+        return inputs - self.mean
+
+
+def model_with_state(kind):
+    inputs = hidden = keras.Input((6,))
+    for _ in range(2):
+        layer = keras.layers.Dense(8, "relu")
+        if kind == "kernel":  # it divides the kernel itself
+            layer = keras.layers.SpectralNormalization(layer)
+        hidden = layer(hidden)
+        if kind == "mean":
+            hidden = Centered()(hidden)
+    own = Centered()
+    early = kd.EarlyExit(4, name="exit_1")(own(hidden))
+    final = keras.layers.Dense(4, "softmax")(hidden)
+    model = kd.DynamicModel(inputs, [early, final])
+    model.compile("sgd", "sparse_categorical_crossentropy")
+    return model, own
+
+
+class Watches(keras.callbacks.Callback):
+    def __init__(self):
+        super().__init__()
+        self.answers = []
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.answers.append(self.model(DATA[0])[-1].numpy())
+
+
+DATA = dense_data()
+
+
+@pytest.mark.parametrize("eager", [False, True])
+@pytest.mark.parametrize("kind", ["kernel", "mean"])
+def test_layers_that_move_in_training_are_put_back_after_each_batch(kind, eager):
+    model, _ = model_with_state(kind)
+    model.run_eagerly = eager
+    x, y = DATA
+    answer, watches = model(x)[-1].numpy(), Watches()
+    before = [copied(w) for w in model.weights]
+    model.fit_exits(x, y, batch_size=20, callbacks=[watches], verbose=0)
+    assert len(watches.answers) == 2
+    for each in watches.answers:
+        np.testing.assert_array_equal(each, answer)
+    moved = [
+        w.path
+        for w, one in zip(model.weights, before, strict=True)
+        if not np.array_equal(one, copied(w))
+    ]
+    # The head's own layer moves, as it does in any training.
+    assert len(moved) == 3 and moved[0].endswith("mean")
+
+
+def test_two_replicas_put_back_what_moves():
+    with two_replicas().scope():
+        model, own = model_with_state("mean")
+    x, y = DATA
+    before = [copied(model.layers[2].mean), copied(own.mean)]
+    answer = model.predict(x, verbose=0)[-1]
+    model.fit_exits(x, y, batch_size=20, verbose=0)
+    np.testing.assert_array_equal(copied(model.layers[2].mean), before[0])
+    np.testing.assert_array_equal(model.predict(x, verbose=0)[-1], answer)
+    assert not np.array_equal(copied(own.mean), before[1])
+
+
+def test_what_a_callback_assigns_stays():
+    model, _ = model_with_state("mean")
+
+    class Assigns(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            self.model.layers[2].mean.assign([7.0] * 8)
+
+    assert isinstance(model.layers[2], Centered)
+    model.fit_exits(*DATA, callbacks=[Assigns()], verbose=0)
+    np.testing.assert_array_equal(copied(model.layers[2].mean), [7.0] * 8)
+
+
+@pytest.mark.parametrize("trained", [False, True])
+@pytest.mark.parametrize("trunk_epochs", [0, 1])
+def test_a_model_saved_meanwhile_is_the_users(trained, trunk_epochs, tmp_path):
+    """Its own flags and optimizer; loading it warns of nothing."""
+    model = model_with_normalization()
+    x, y = dense_data()
+    if trained:
+        model.fit(x, y, verbose=0)
+    path = tmp_path / "{epoch}.keras"
+    saves = keras.callbacks.ModelCheckpoint(path)
+    learned = model.get_layer("exit_1").classifier.kernel
+    before, state = copied(learned), state_of(model)
+    arguments = dict(trunk_epochs=trunk_epochs, callbacks=[saves], verbose=0)
+    model.fit_exits(x, y, **arguments)
+    assert not np.array_equal(before, copied(learned))  # the other optimizer went on
+    again = keras.models.load_model(tmp_path / "1.keras")
+    found = state_of(again)
+    assert found["layers"] == state["layers"]
+    assert len(again.trainable_weights) == len(state["weights"])
+    assert again.optimizer.built == trained
+    for one, other in zip(state["variables"], found["variables"], strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-6)
+    again.fit(x, y, verbose=0)
+    model.fit(x, y, verbose=0)  # without a warning that flags have changed
+
+
+def test_weights_saved_meanwhile_are_resumed(tmp_path):
+    """What is interrupted and resumed ends as what was not."""
+    x, y = dense_data()
+    arguments = dict(epochs=3, shuffle=False, verbose=0)
+
+    def ended(interrupted):
+        keras.utils.set_random_seed(0)
+        model = dense_model()
+        if interrupted:
+            keeps = keras.callbacks.BackupAndRestore(tmp_path / "backup")
+            with pytest.raises(KeyboardInterrupt):
+                interrupts = InterruptsAt(1)
+                callbacks = [keeps, interrupts]
+                model.fit_exits(x, y, callbacks=callbacks, **arguments)
+            keras.utils.set_random_seed(1)
+            model = dense_model()  # another process
+            history = model.fit_exits(x, y, callbacks=[keeps], **arguments)
+            assert history.epoch == [1, 2]
+        else:
+            model.fit_exits(x, y, **arguments)
+        return [copied(w) for w in model.weights]
+
+    for one, other in zip(ended(True), ended(False), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-6)
+
+
+class InterruptsAt(keras.callbacks.Callback):
+    def __init__(self, epoch):
+        super().__init__()
+        self.epoch = epoch
+
+    def on_epoch_begin(self, epoch, logs=None):
+        if epoch == self.epoch:
+            raise KeyboardInterrupt
