@@ -124,10 +124,9 @@ def add_exits(
         place = _Placing(inlined(place.model), units, input_shape, arguments)
         chosen = place.choose(named)
     warn_of_distances(at, chosen)
-    outputs = [
-        place.head_on(cut.value, place.free_name(f"exit_{number}"))
-        for number, cut in enumerate(chosen, start=1)
-    ]
+    outputs = []  # a loop, so that warnings point at the caller under any Python
+    for number, cut in enumerate(chosen, start=1):
+        outputs.append(place.head_on(cut.value, place.free_name(f"exit_{number}")))
     outputs.append(place.final_output())
     inputs = functional_of(place.model).input
     return DynamicModel(inputs, outputs, exit_rule=exit_rule, name=model.name)
@@ -321,6 +320,6 @@ class _Placing:
                 f"be made for the head of '{name}', so that padding counts there. Call "
                 "the model's pooling with the `mask` of its tokens, give its blocks "
                 "one of that shape, or take `pooling='first'` for a class token.",
-                stacklevel=4,
+                stacklevel=5,
             )
         return None

@@ -157,8 +157,10 @@ class TestMasksThatCannotBeUsed:
     def test_are_named(self):
         network = text_model(self.pairwise, pooling_mask=False)
         name = next(n.name for n in network.layers if "attention" in n.name)
-        with pytest.warns(UserWarning, match=f"'{name}' is called with a mask.*exit_1"):
+        message = f"'{name}' is called with a mask.*exit_1"
+        with pytest.warns(UserWarning, match=message) as caught:
             kd.add_exits(network, at=kd.suggest_exits(network).names[0])
+        assert caught[0].filename == __file__
 
     def test_no_word_where_another_one_can_be(self):
         network = text_model(self.pairwise)
