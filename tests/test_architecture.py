@@ -100,10 +100,12 @@ ORDERED = {
         "discretizing",
         "pairs",
         "upcycling",
+        "token_masks",
         "head_style",
-        "cuts",
         "opening",
+        "cuts",
         "suggestions",
+        "adding_checks",
         "adding_exits",
     ),
     "tuning": (

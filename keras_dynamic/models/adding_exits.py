@@ -2,25 +2,35 @@
 
 import dataclasses
 import itertools
-import numbers
 import warnings
 
-from keras_dynamic._compat import functional_of
+from keras_dynamic._compat import functional_of, get_mask
 from keras_dynamic.layers._checks import positive_integer
+from keras_dynamic.models.adding_checks import (
+    check_arguments,
+    check_one_output,
+    checked_at,
+    warn_of_distances,
+    warn_of_own_training,
+)
 from keras_dynamic.models.batch_axis import check_rows
 from keras_dynamic.models.cuts import Cuts, nominal_shapes
 from keras_dynamic.models.dynamic_model import DynamicModel
 from keras_dynamic.models.graph import build_graph
-from keras_dynamic.models.head_style import mask_for, read_style
-from keras_dynamic.models.opening import inlined, unrolled
+from keras_dynamic.models.head_style import read_style
+from keras_dynamic.models.heads import describe_head
+from keras_dynamic.models.opening import (
+    inlined,
+    of_one_name,
+    unrolled,
+    with_free_batch,
+)
 from keras_dynamic.models.rebuilding import check_functional
 from keras_dynamic.models.structure import shapes_of_inputs
 from keras_dynamic.models.suggestions import ExitSuggestions
+from keras_dynamic.models.token_masks import TokenMasks, as_token_mask
 
 __all__ = ["add_exits", "suggest_exits"]
-
-# How far from the share that was asked for a cut may lie without a word.
-_TOLERANCE = 0.05
 
 
 def add_exits(
@@ -48,18 +58,25 @@ def add_exits(
     The heads are `EarlyExit` layers in the style of the model's own head: its
     activation, its class token, hidden layers (unless wider than the features they
     would be given), dropout, and the normalization that stands before its classifier,
-    which an un-normalized stream needs as much earlier (DenseNet, GPT-2, ViT). A mask
-    of tokens that the blocks are called with goes to the exits too.
+    which an un-normalized stream needs as much earlier (DenseNet, GPT-2, ViT). The mask
+    of tokens that the model's own pooling is called with goes to the exits too, or
+    else the nearest one of its blocks: (batch, tokens), or (batch, 1, tokens) as an
+    `attention_mask`. A warning names a layer whose mask is of another form.
 
     Where a cut lies within a nested model the result has the layers of nested models
-    directly. The encoder of keras-hub's ViT, which is one layer, is taken apart. Layers
-    that stand inside of others, recurrent steps among them, cannot be cut.
+    directly, which is possible where all of them have names of their own. The encoder
+    of keras-hub's ViT, which is one layer, is taken apart. Layers that stand inside of
+    others, recurrent steps among them, cannot be cut.
+
+    What a subclass of `keras.Model` does in its own `train_step` is left behind, with
+    a warning; one with a `call` of its own has no graph. A `Sequential` without an
+    `Input` may have been built by its first batch.
 
     Args:
         model: functional or built `Sequential` `keras.Model` with one output.
         at: where the exits stand, in order of their depth: shares of the model's FLOPs
-            in (0, 1), or names of layers, in a tuple or list; or one of them. Defaults
-            to `(0.25, 0.5, 0.75)`.
+            in (0, 1), or names of layers, in a tuple, list or array; or one of them.
+            Defaults to `(0.25, 0.5, 0.75)`.
         units: int >= 1, number of classes. Defaults to `None`, the model's own. Where
             the model does not give (batch, units), it is a backbone: then a last exit
             named `final` is put on its output too.
@@ -77,7 +94,8 @@ def add_exits(
     Raises:
         ValueError: for a model without a graph or with several outputs; shares outside
             (0, 1) or out of order; a name that is not there, or of a layer within
-            another; two entries of `at` that come to the same place.
+            another; two entries of `at` that come to the same place; a model with no
+            layer before its last; a `name` for the exits.
         TypeError: for an `at` of other things than numbers and names.
 
     Example:
@@ -95,18 +113,20 @@ def add_exits(
         BERT Inference", ACL 2020 (exits on a trained model). DeeBERT's exits copy the
         pooler's form, as these do.
     """
-    at = _checked_at(at)
+    at = checked_at(at)
     units = None if units is None else positive_integer("units", units)
     place = _Placing(model, units, input_shape, arguments)
+    place.warn_of_answers()
+    warn_of_own_training(model)
     chosen = place.choose(at)
-    if any(place.tensor_of(cut.value) is None for cut in chosen):
+    if any(place.lies_within(cut.value) for cut in chosen):
+        named = place.as_named_within(at, chosen)
         place = _Placing(inlined(place.model), units, input_shape, arguments)
-        chosen = place.choose(at)
-    _warn_of_distances(at, chosen)
-    outputs = [
-        place.head_on(cut.value, place.free_name(f"exit_{number}"))
-        for number, cut in enumerate(chosen, start=1)
-    ]
+        chosen = place.choose(named)
+    warn_of_distances(at, chosen)
+    outputs = []  # a loop, so that warnings point at the caller under any Python
+    for number, cut in enumerate(chosen, start=1):
+        outputs.append(place.head_on(cut.value, place.free_name(f"exit_{number}")))
     outputs.append(place.final_output())
     inputs = functional_of(place.model).input
     return DynamicModel(inputs, outputs, exit_rule=exit_rule, name=model.name)
@@ -123,7 +143,7 @@ def suggest_exits(model, units=None, input_shape=None, **arguments):
         An `ExitSuggestions`; `print` it. Each of its `cuts` has the `name` of the layer
         that it comes after, its `share` of the model's FLOPs, `live_tensors`,
         `ends_block`, and `head_share`, what the head that `add_exits` would put there
-        costs.
+        costs. Its `names` are those that `add_exits` takes.
 
     Raises:
         ValueError: for a model without a graph or with several outputs.
@@ -149,10 +169,12 @@ class _Placing:
 
     def __init__(self, model, units, input_shape, arguments):
         check_functional(model)
-        _check_one_output(model)
+        check_one_output(model)
+        check_arguments(arguments)
         shapes = shapes_of_inputs(input_shape, len(model.inputs))
-        graph = build_graph(functional_of(model))
-        if any(unrolled(step.operation) for step in graph.steps):
+        model = with_free_batch(model)
+        steps = build_graph(functional_of(model)).steps
+        if any(unrolled(s.operation) for s in steps) and not of_one_name(steps):
             model = inlined(model)
         self.model, self._tensors = model, {}
         self.graph = build_graph(functional_of(model), self._tensors)
@@ -172,6 +194,7 @@ class _Placing:
         self.cuts = Cuts(
             model, self.graph, self._tensors, self.style, self.input_shapes
         )
+        self.masks = TokenMasks(self.graph, self.style.mask, self.cuts.specs)
         if self.cuts.unknown:
             warnings.warn(
                 "Shares of the cost leave out layers whose FLOPs cannot be counted: "
@@ -203,6 +226,38 @@ class _Placing:
                     f"{second!r} ('{other.name}', {other.share:.3f})."
                 )
         return chosen
+
+    def lies_within(self, value):
+        """Whether an exit there takes nested models apart, for its mask perhaps."""
+        tensor = self.tensor_of(value)
+        if tensor is None:
+            return True
+        mask, _ = self.masks.find(value)
+        carried = get_mask(tensor) is not None
+        within = mask is not None and self.tensor_of(mask) is None
+        return within and not carried and self.cuts.is_reached(mask)
+
+    def as_named_within(self, at, chosen):
+        """`at`, with the names of layers in nested models in the place of theirs."""
+        producers = self.graph.producers()
+        return [
+            producers[cut.value].name if isinstance(entry, str) else entry
+            for entry, cut in zip(at, chosen, strict=True)
+        ]
+
+    def warn_of_answers(self):
+        """Says so where a last exit would come to stand on another's answer."""
+        head = describe_head(self.graph, self.graph.outputs[0])
+        answers = head.activation in ("softmax", "log_softmax")
+        if answers and not self.classifies:
+            warnings.warn(
+                f"`units={self.units}` puts a last exit, which is not trained, on what "
+                f"'{self.model.name}' gives: a {head.activation} over {head.units}. "
+                "For other classes take the model without its head, "
+                "`keras.Model(model.input, model.layers[-2].output)`; for its own "
+                "leave `units` out.",
+                stacklevel=3,
+            )
 
     def tensor_of(self, value):
         return self._tensors.get(value)
@@ -245,64 +300,26 @@ class _Placing:
     def _attached(self, value, name, last=False):
         tensor = self.tensor_of(value)
         layers = self.style.layers_for(tensor, self.units, name, self._arguments, last)
-        mask = mask_for(value, self.graph.producers())
+        exit_layer = layers[-1]
+        mask = None
+        if exit_layer.pooling in ("auto", "average", "max"):
+            mask = self._mask_for(value, name)
         for layer in layers[:-1]:
             tensor = layer(tensor)
-        exit_layer = layers[-1]
-        if mask is None or exit_layer.pooling not in ("auto", "average", "max"):
-            return exit_layer(tensor)
-        return exit_layer(tensor, mask=self.tensor_of(mask))
+        return exit_layer(tensor) if mask is None else exit_layer(tensor, mask=mask)
 
-
-def _checked_at(at):
-    entries = at if isinstance(at, (list, tuple)) else (at,)
-    if not entries:
-        raise ValueError(
-            f"`at` must have at least one share or name. Received: at={at!r}."
-        )
-    shares = []
-    for entry in entries:
-        if isinstance(entry, str):
-            continue
-        if isinstance(entry, bool) or not isinstance(entry, numbers.Real):
-            raise TypeError(
-                "`at` must hold shares of the cost or names of layers. Received: "
-                f"{entry!r} of type {type(entry)}."
-            )
-        if not 0 < entry < 1:
-            raise ValueError(
-                "`at` must hold shares of the cost in (0, 1). Received: "
-                f"{entry} in at={at!r}."
-            )
-        shares.append(float(entry))
-    if any(one >= other for one, other in itertools.pairwise(shares)):
-        raise ValueError(
-            f"`at` must hold shares in ascending order. Received: at={at!r}."
-        )
-    return tuple(entries)
-
-
-def _warn_of_distances(at, chosen):
-    for entry, cut in zip(at, chosen, strict=True):
-        if not isinstance(entry, str) and abs(cut.share - entry) > _TOLERANCE:
+    def _mask_for(self, value, name):
+        """The tensor (batch, tokens) to call a head on `value` with, or None."""
+        mask, missed = self.masks.find(value)
+        if mask is not None and self.tensor_of(mask) is not None:
+            return as_token_mask(self.tensor_of(mask))
+        missed = missed if mask is None else mask.name
+        if missed is not None and get_mask(self.tensor_of(value)) is None:
             warnings.warn(
-                f"The clean cut nearest to {entry} of the cost is after '{cut.name}', "
-                f"at {cut.share:.3f}. `kd.suggest_exits(model)` lists the places; or "
-                "name a layer.",
-                stacklevel=3,
+                f"'{missed}' is called with a mask of which no (batch, tokens) could "
+                f"be made for the head of '{name}', so that padding counts there. Call "
+                "the model's pooling with the `mask` of its tokens, give its blocks "
+                "one of that shape, or take `pooling='first'` for a class token.",
+                stacklevel=5,
             )
-
-
-def _check_one_output(model):
-    if len(model.outputs) == 1:
-        return
-    names = getattr(model, "output_names", None)
-    if isinstance(model.output, dict):
-        names = list(model.output)
-    remedy = "Take the final one: `keras.Model(model.input, model.output[...])`"
-    if isinstance(model, DynamicModel):
-        remedy = "It has exits already; `kd.strip_exits(model)` takes them off"
-    raise ValueError(
-        f"`model` must have one output, its answer. {remedy}. Received: "
-        f"{len(model.outputs)} outputs: {names}."
-    )
+        return None

@@ -9,6 +9,7 @@ from keras_dynamic._compat import layers_within, producer_of
 from keras_dynamic.models.costs import static_specs, step_flops
 from keras_dynamic.models.graph import Value
 from keras_dynamic.models.head_style import is_activation, is_kernel, is_normalization
+from keras_dynamic.models.opening import of_one_name
 from keras_dynamic.models.segments import needed_steps
 
 __all__ = ["Cut", "Cuts", "nominal_shapes"]
@@ -43,6 +44,8 @@ class Cut:
             model's inputs included.
         ends_block: whether nothing narrower follows before something wider does.
         head_share: FLOPs of the head over those of the whole network; None if unknown.
+        has_name: whether `at` can name it; else only a share comes to it, since other
+            calls have the same name.
     """
 
     name: str
@@ -51,6 +54,7 @@ class Cut:
     live_tensors: int
     ends_block: bool = True
     head_share: float | None = None
+    has_name: bool = True
     value: Value = dataclasses.field(default=None, repr=False, compare=False)
 
 
@@ -98,6 +102,7 @@ class Cuts:
         self.unknown = [step.name for step in self._steps if counted[step] is None]
         self.total = max(sum(self._flops), 1)
         self._index = {v: i for i, s in enumerate(self._steps) for v in s.outputs}
+        self._opens = of_one_name(graph.steps) is None
         self._before = self._all_before()
         self._readers = self._all_readers()
         self._weightless = self._made_without_weights()
@@ -107,6 +112,11 @@ class Cuts:
 
     def nearest(self, share):
         """The clean cut nearest to a share of the cost, rather after a block."""
+        if not self.clean and not any(map(self._may_be_named, self._index)):
+            raise ValueError(
+                "`model` must have a layer before its last one that an exit can stand "
+                f"on. Received: '{self._model.name}', which has none, with at={share}."
+            )
         if not self.clean:
             raise ValueError(
                 "`at` cannot be a share of the cost: nowhere does a single tensor "
@@ -130,9 +140,13 @@ class Cuts:
         if not found:
             self._raise_not_there(name)
         if len(found) > 1:
+            layers = {id(s.operation) for s in self._graph.steps if s.name == name}
+            times = f"is called {len(found)} times"
+            if len(layers) > 1:
+                times = f"{len(layers)} layers of nested models are called"
             raise ValueError(
                 "`at` must name layers that are called once, so that it is known "
-                f"where. Received: '{name}', which is called {len(found)} times."
+                f"where. Received: '{name}', which {times}. Give a share of the cost."
             )
         value = found[0]
         if value in self._graph.outputs:
@@ -153,6 +167,13 @@ class Cuts:
             )
         return self._cut_at(value, name=name)[0]
 
+    def is_reached(self, value):
+        """Whether an exit can be put on a value, by opening nested models or without.
+
+        They can be opened where all that they hold have names of their own.
+        """
+        return value in self._tensors or self._opens
+
     def share_of(self, value):
         """FLOPs up to a value over those of the whole network."""
         return self._cut_at(value)[0].share
@@ -160,12 +181,24 @@ class Cuts:
     def _values_of(self, name):
         found = [step.outputs[0] for step in self._graph.steps if step.name == name]
         if not found:  # a nested model
-            found = [
-                value
-                for value, tensor in self._tensors.items()
-                if producer_of(tensor).name == name
-            ]
+            found = [v for v in self._tensors if self._outer_name(v) == name]
         return found
+
+    def _outer_name(self, value):
+        """Name of the layer or nested model of the model's own that gives a value."""
+        return producer_of(self._tensors[value]).name
+
+    def _may_be_named(self, value):
+        return self._can_stand_on(value) and value not in self._graph.outputs
+
+    def _name_of(self, value):
+        """A name by which `named` finds it, or None."""
+        names = [self._steps[self._index[value]].name]
+        if value in self._tensors:
+            names.append(self._outer_name(value))
+        if not self._opens:
+            names.reverse()
+        return next((n for n in names if self._values_of(n) == [value]), None)
 
     def _raise_not_there(self, name):
         for step in self._graph.steps:
@@ -180,13 +213,24 @@ class Cuts:
                         f"({type(layer).__name__}), a layer that cannot be cut. Put "
                         f"the exit after '{layer.name}' or before it."
                     )
-        names = [step.name for step in self._steps if not step.glue]
-        near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
-        remedy = f" Did you mean {', '.join(map(repr, near))}?" if near else ""
+        near = ", ".join(map(repr, self._names_like(name)))
+        remedy = f" Did you mean {near}?" if near else ""
         raise ValueError(
             f"`at` must name layers of '{self._model.name}'. Received: '{name}', "
             f"which is not there.{remedy} `kd.suggest_exits(model)` lists the places."
         )
+
+    def _names_like(self, name, number=3):
+        """The nearest names, whatever the case; some, however far they are."""
+        values = [v for v in self._index if self._may_be_named(v)]
+        names = {self._steps[self._index[v]].name for v in values}
+        names |= {self._outer_name(v) for v in values if v in self._tensors}
+
+        def likeness(other):
+            pair = other.lower(), name.lower()
+            return difflib.SequenceMatcher(None, *pair).ratio()
+
+        return sorted(sorted(names), key=likeness, reverse=True)[:number]
 
     def _all_before(self):
         """For each step the set of steps that it needs, itself included, as bits."""
@@ -260,8 +304,14 @@ class Cuts:
                 found.append(cut)
                 last = self._before[index]
         return tuple(
-            dataclasses.replace(cut, ends_block=_ends_block(found, i))
+            dataclasses.replace(
+                cut,
+                name=self._name_of(cut.value) or cut.name,
+                ends_block=_ends_block(found, i),
+                has_name=self._name_of(cut.value) is not None,
+            )
             for i, cut in enumerate(found)
+            if self.is_reached(cut.value)
         )
 
     def _all_else_follows(self, index):

@@ -9,13 +9,13 @@ from keras_dynamic.layers.early_exit import EarlyExit
 from keras_dynamic.models.graph import Value
 from keras_dynamic.models.heads import describe_head
 from keras_dynamic.models.operation_flops import operation_flops
+from keras_dynamic.models.token_masks import mask_of_call, values_carried_on
 
 __all__ = [
     "HeadStyle",
     "is_activation",
     "is_kernel",
     "is_normalization",
-    "mask_for",
     "read_style",
 ]
 
@@ -89,6 +89,7 @@ class HeadStyle:
         hidden_activation: of the last of these.
         pooling: "first", "max" or "auto": how it makes a vector of what it stands on.
         pooled_shape: shape of that; None where it is a vector already.
+        mask: the mask of tokens that the pooling was called with, or None.
         normalization: (type, config) of the one before its dense layers, or None.
         activates: the activation layer that follows the normalization, or None.
         dropout: rate of the dropout before its last layer.
@@ -102,6 +103,7 @@ class HeadStyle:
     hidden_activation: Any = "relu"
     pooling: str = "auto"
     pooled_shape: tuple | None = None
+    mask: Value | None = None
     normalization: Any = None
     activates: Any = None
     dropout: float = 0.0
@@ -219,10 +221,11 @@ def _chain_back(graph, value):
             or is_activation(operation)
             or step.glue
         )
-        if not of_heads or len(step.inputs) != 1:
+        inputs = values_carried_on(step)
+        if not of_heads or len(inputs) != 1:
             break
         chain.append(step)
-        value = step.inputs[0]
+        value = inputs[0]
     return chain[::-1]
 
 
@@ -246,6 +249,7 @@ def _style_of(graph, chain, pooling, classifies):
         step = chain[pooling]
         found["pooling"] = _pooling(step)
         found["pooled_shape"] = tuple(step.inputs[0].spec.shape)
+        found["mask"] = mask_of_call(step)
         found["data_format"] = getattr(step.operation, "data_format", None)
     # Before the pooling a normalization may belong to a convolution, which heads lack.
     producer = graph.producers().get(chain[0].inputs[0])
@@ -271,6 +275,7 @@ def _style_of_exit(step):
         hidden_activation=exit_layer.hidden_activation,
         pooling=given if isinstance(given, str) else "auto",
         pooled_shape=tuple(step.inputs[0].spec.shape),
+        mask=mask_of_call(step),
         dtype=exit_layer.dtype_policy,
         data_format=exit_layer.data_format,
     )
@@ -341,21 +346,3 @@ def _activation_after(chain, layer):
         if isinstance(step.operation, _Dense):
             break
     return "relu"
-
-
-def mask_for(value, producers):
-    """The mask of tokens that the calls before `value` were given, or None.
-
-    As an argument: masks that tensors carry come along by themselves.
-    """
-    tokens = value.spec.shape[:2]
-    while value in producers and len(tokens) == 2:
-        step = producers[value]
-        for name, given in step.kwargs.items():
-            is_mask = isinstance(given, Value) and name.endswith("mask")
-            if is_mask and tuple(given.spec.shape) == tuple(tokens):
-                return given
-        if not step.inputs:
-            return None
-        value = step.inputs[0]
-    return None

@@ -4,27 +4,32 @@ import dataclasses
 
 import keras
 import numpy as np
+from keras import tree
 
-from keras_dynamic._compat import functional_of
+from keras_dynamic._compat import functional_of, layers_within, producer_of
 from keras_dynamic.layers._rebuildable import Rebuildable, unknown_arguments
 from keras_dynamic.models.graph import build_graph, run_steps
 from keras_dynamic.models.segments import needed_steps
 
-__all__ = ["inlined", "unrolled"]
+__all__ = ["inlined", "of_one_name", "unrolled", "with_free_batch"]
 
 
-def inlined(model):
+def inlined(model, inputs=None):
     """A functional model with the same layers and no nested model.
 
     Encoders that `unrolled` takes apart are laid open too.
 
     Args:
         model: functional or built `Sequential` model.
+        inputs: symbolic tensors to call the layers on, in the structure of the model's
+            own. Defaults to `None`, its own.
 
     Raises:
         ValueError: if two layers of nested models have the same name.
     """
     graph = build_graph(functional_of(model))
+    if inputs is None:  # a `Sequential` that was not called has none itself
+        inputs = functional_of(model).input
     made, steps = {}, []
     for step in needed_steps(graph, graph.outputs):
         operation = step.operation
@@ -32,10 +37,40 @@ def inlined(model):
             made[id(operation)] = _stand_in(step)
         steps.append(dataclasses.replace(step, operation=made[id(operation)]))
     _check_names(steps)
-    values = dict(zip(graph.inputs, model.inputs, strict=True))
+    values = dict(zip(graph.inputs, tree.flatten(inputs), strict=True))
     run_steps(steps, values)
-    inputs = functional_of(model).input  # a `Sequential` that was not called has none
     return keras.Model(inputs, values[graph.outputs[0]], name=model.name)
+
+
+def with_free_batch(model):
+    """`model`, or one of the same layers whose batch size is free.
+
+    Keras fixes the size of a `Sequential` without an `Input` to that of the first batch
+    that it was called on.
+
+    Raises:
+        ValueError: if a layer keeps states from batch to batch.
+    """
+    functional = functional_of(model)
+    given = functional.inputs[0]
+    if not isinstance(model, keras.Sequential) or given.shape[0] is None:
+        return model
+    stateful = [layer for layer in layers_within(model) if _is_stateful(layer)]
+    if stateful:
+        raise ValueError(
+            "`model` must leave the batch size free, since samples leave the batch. "
+            f"Received: '{model.name}' for batches of {given.shape[0]}, with "
+            f"'{stateful[0].name}', which is stateful."
+        )
+    inputs = keras.Input(
+        given.shape[1:], dtype=given.dtype, name=producer_of(given).name
+    )
+    if any(functional_of(layer) for layer in model.layers):  # their sizes are fixed too
+        return inlined(model, inputs)
+    outputs = inputs
+    for layer in model.layers:
+        outputs = layer(outputs)
+    return keras.Model(inputs, outputs, name=model.name)
 
 
 def unrolled(layer):
@@ -65,6 +100,10 @@ def unrolled(layer):
     return parts if same else None
 
 
+def _is_stateful(layer):
+    return getattr(layer, "stateful", False) is True
+
+
 def _stand_in(step):
     layer = step.operation
     parts = unrolled(layer) if len(step.inputs_in_order()) == 1 else None
@@ -92,18 +131,25 @@ class _Chain:
 
 
 def _check_names(steps):
-    layers = {}
+    pair = of_one_name(steps)
+    if pair is None:
+        return
+    one, other = pair
+    raise ValueError(
+        "`at` must lie outside of nested models that hold layers of the same name, "
+        f"since the exit takes them out of these. Received: a model with two layers "
+        f"'{one.name}', {type(one).__name__} and {type(other).__name__}. Give one "
+        "another name when the model is made."
+    )
+
+
+def of_one_name(steps):
+    """Two layers or operations of the same name, or None: no model may hold both."""
+    found = {}
     for step in steps:
         held = step.operation
-        for layer in held.layers if isinstance(held, _Chain) else [held]:
-            if not isinstance(layer, keras.Layer):
-                continue
-            other = layers.setdefault(layer.name, layer)
-            if other is not layer:
-                raise ValueError(
-                    "`at` must lie outside of nested models that hold layers of the "
-                    "same name, since the exit takes them out of these. Received: a "
-                    f"model with two layers '{layer.name}', {type(other).__name__} "
-                    f"and {type(layer).__name__}. Give one another name when the "
-                    "model is made."
-                )
+        for each in held.layers if isinstance(held, _Chain) else [held]:
+            other = each if step.glue else found.setdefault(each.name, each)
+            if other is not each:
+                return other, each
+    return None

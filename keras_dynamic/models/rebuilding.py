@@ -22,9 +22,15 @@ __all__ = ["Rebuilder", "check_functional"]
 def check_functional(model):
     """Raises a ValueError for what has no graph that could be made again."""
     if not isinstance(model, keras.Model) or functional_of(model) is None:
+        remedy = ""
+        if isinstance(model, keras.Sequential) and not model.built:
+            remedy = (
+                " Begin it with a `keras.Input`, or call `model.build((None, ...))` "
+                "with the shape of its input."
+            )
         raise ValueError(
             "`model` must be a functional or built Sequential `keras.Model`. Received: "
-            f"{model!r} of type {type(model)}."
+            f"{model!r} of type {type(model)}.{remedy}"
         )
 
 

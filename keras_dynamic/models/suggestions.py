@@ -15,7 +15,7 @@ class ExitSuggestions:
 
     Attributes:
         cuts: tuple of `Cut`s in order, each with `name`, `shape`, `share`,
-            `live_tensors`, `ends_block` and `head_share`.
+            `live_tensors`, `ends_block`, `head_share` and `has_name`.
         flops: of the whole network for one sample.
         input_shapes: tuple of the inputs' shapes for which they were counted.
     """
@@ -26,8 +26,11 @@ class ExitSuggestions:
 
     @property
     def names(self):
-        """Names of the cuts, as `add_exits(at=...)` takes them."""
-        return [cut.name for cut in self.cuts]
+        """Names of the cuts, as `add_exits(at=...)` takes them.
+
+        Without those that have none of their own, which a share of the cost comes to.
+        """
+        return [cut.name for cut in self.cuts if cut.has_name]
 
     def __len__(self):
         return len(self.cuts)
@@ -47,7 +50,7 @@ class ExitSuggestions:
         for cut in self.cuts:
             head = "unknown" if cut.head_share is None else f"{cut.head_share:.4f}"
             table.add_row(
-                cut.name,
+                cut.name if cut.has_name else f"{cut.name} (no name of its own)",
                 str(cut.shape),
                 "ends" if cut.ends_block else "",
                 f"{cut.share:.3f}",
