@@ -149,11 +149,13 @@ class DynamicInference:
 
         ```python
         inputs = keras.Input((4,))
-        outputs = [kd.EarlyExit(2)(inputs), keras.layers.Dense(2, "softmax")(inputs)]
+        hidden = keras.layers.Dense(64, "relu")(inputs)
+        outputs = [kd.EarlyExit(2)(inputs), keras.layers.Dense(2, "softmax")(hidden)]
         model = kd.DynamicModel(inputs, outputs)
-        model.compile("adam", "sparse_categorical_crossentropy")
+        model.compile(keras.optimizers.Adam(0.01), "sparse_categorical_crossentropy")
         x = np.random.default_rng(0).normal(size=(1000, 4))
         y = (x[:, 0] > 0).astype(int)
+        model.fit(x, y, epochs=3, verbose=0)
         report = model.calibrate(x, y, max_accuracy_drop=0.05, risk_confidence=0.95)
         print(report)
         ```

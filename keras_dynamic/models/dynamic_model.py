@@ -235,7 +235,9 @@ class DynamicModel(DynamicInference, keras.Model):
             # Else the optimizer's state in a file has nowhere to go.
             self.optimizer.build(self.trainable_variables)
 
-    def fit_exits(self, x=None, y=None, trunk_epochs=0, **kwargs):
+    def fit_exits(
+        self, x=None, y=None, batch_size=None, epochs=1, *, trunk_epochs=0, **kwargs
+    ):
         """Trains the early exits alone: the second stage, on a trained network.
 
         For its duration everything that the last exit needs is frozen (batch
@@ -258,7 +260,7 @@ class DynamicModel(DynamicInference, keras.Model):
         at its start; epochs are counted on, so that callbacks can tell the stages.
 
         Args:
-            x, y: as in `fit`.
+            x, y, batch_size, epochs: as in `fit`.
             trunk_epochs: int >= 0, epochs of the first stage; those of the second are
                 `epochs`. Defaults to 0, no first stage.
             **kwargs: as in `fit`, but no `initial_epoch` beside `trunk_epochs`.
@@ -290,6 +292,7 @@ class DynamicModel(DynamicInference, keras.Model):
             Accelerating BERT Inference", ACL 2020 (two-stage fine-tuning). Dropout in
             the frozen part stays active, as in their code and in any `fit`.
         """
+        kwargs |= {"batch_size": batch_size, "epochs": epochs}
         return fit_exits(self, x, y, trunk_epochs, **kwargs)
 
     def compute_loss(

@@ -26,7 +26,7 @@ def fit_exits(model, x, y, trunk_epochs=0, **kwargs):
         return _fit_heads(model, heads, x, y, kwargs)
     epochs = {"initial_epoch": 0, "epochs": trunk_epochs}
     first = _fit_trunk(model, heads, x, y, {**kwargs, **epochs})
-    last = trunk_epochs + kwargs.get("epochs", 1)
+    last = trunk_epochs + kwargs["epochs"]
     epochs = {"initial_epoch": trunk_epochs, "epochs": last}
     second = _fit_heads(model, heads, x, y, {**kwargs, **epochs})
     return _joined(first, second)

@@ -144,6 +144,7 @@ def test_it_takes_what_fit_takes():
     )
     assert len(history.history["val_accuracy"]) == 2
     model.fit_exits(x, y, sample_weight=np.ones(40), batch_size=20, verbose=0)
+    assert len(model.fit_exits(x, y, 20, 2, verbose=0).epoch) == 2
 
 
 @pytest.mark.parametrize("trained", [False, True])
