@@ -267,8 +267,7 @@ def _to_tensor(array):
 def replace_compile_config(model, **arguments):
     """Makes `model` save the arguments that its user gave to `compile`.
 
-    `DynamicModel.compile` hands Keras one loss, weight and metric for each exit;
-    those (they hold variables) are not what a saved model should ask for again.
+    `DynamicModel.compile` hands Keras one of each for each exit, which hold variables.
     """
     model._compile_config = SerializableDict(**arguments)
 
@@ -277,10 +276,8 @@ def replace_compile_config(model, **arguments):
 def training_otherwise(model, optimizer):
     """Around a `fit` with another optimizer and other layers frozen, as it ends too.
 
-    Keras' setter of `trainable` reaches all layers inside, so that putting it back
-    would unfreeze what the user froze there; and Keras warns where flags differ from
-    those at `compile`, which would be called again for nothing: optimizers have states.
-
+    Keras' setter of `trainable` reaches all layers inside, where the user may have
+    frozen some; and Keras warns where flags differ from those at `compile`.
     Yields a function without arguments, to be called once the layers are frozen.
     """
     layers = model._flatten_layers()
@@ -311,7 +308,10 @@ def training_otherwise(model, optimizer):
 def untouched(model):
     """Shows a model's own flags and optimizer, for a while, in `training_otherwise`."""
     shown = getattr(model, "_untouched", None)
-    flags, optimizer = shown() if shown else ([], model.optimizer)
+    if not shown:
+        yield
+        return
+    flags, optimizer = shown()
     now = [(layer, layer._trainable) for layer, _ in flags], model.optimizer
     _show(model, flags, optimizer)
     try:
@@ -339,9 +339,8 @@ def metric_for(identifier, y_true, y_pred):
 def rename_metrics_by_exit(model, y, y_pred, prefixes):
     """Builds the compiled metrics and names each one after its exit.
 
-    Keras prefixes names when it reports results as a dict, but looks values up by
-    the bare name when it reports a list, so with several outputs `evaluate` would
-    list one metric several times. Names that are unique in themselves mend both.
+    Keras prefixes names when it reports a dict, but looks values up by the bare name
+    when it reports a list, and lists one metric several times. Unique names mend both.
     `prefixes` has one string an output; an empty one leaves the plain name.
     """
     compiled = model._compile_metrics
@@ -375,8 +374,7 @@ def frozen(function):
     It must change no variable; the result takes the same tensors, nested or flat. What
     TensorFlow publishes for it works on graphs of version 1 only.
     """
-    # Every graph lists the tables of the whole process; TensorFlow would warn of each
-    # one made eagerly that it cannot be written down.
+    # Every graph lists all tables of the process; TensorFlow would warn of eager ones.
     function.graph.clear_collection(tf.compat.v1.GraphKeys.TABLE_INITIALIZERS)
     constant = convert_variables_to_constants_v2(function, lower_control_flow=False)
     handles = {id(variable.handle) for variable in function.graph.variables}

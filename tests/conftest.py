@@ -58,6 +58,7 @@ import hypothesis  # noqa: E402
 import pytest  # noqa: E402
 
 from benchmarks import data  # noqa: E402
+from keras_dynamic.models import pools  # noqa: E402
 
 # The same examples in every run, so that a failure is there again when it is looked
 # for; `--hypothesis-profile=explore` draws new ones. No deadline: the first example of
@@ -82,6 +83,16 @@ def pytest_collection_modifyitems(items):
 def fixed_seed():
     """Seeds Python, NumPy and TensorFlow, so that a test depends on no other."""
     keras.utils.set_random_seed(1234)
+
+
+@pytest.fixture(autouse=True)
+def no_trials(monkeypatch):
+    """Long inputs run as they begin: how fast a machine is decides nothing in a test.
+
+    After some seconds of work XLA and the whole network at once would be tried, and
+    then `cost` is another. Tests of that set these numbers themselves.
+    """
+    monkeypatch.setattr(pools, "_TRIAL_AFTER", float("inf"))
 
 
 @pytest.fixture(scope="session")
