@@ -90,7 +90,7 @@ def test_cuts_inside_a_nested_model():
 
 def test_values_without_a_batch_axis_are_told_apart_even_at_unknown_size():
     inputs = keras.Input((None, 4))
-    positions = Positions()(inputs)
+    positions = Positions(name="positions")(inputs)
     assert positions.shape == (None, 4)  # which looks like a batch
     summed = layers.Dense(4)(inputs) + positions
     early = layers.Dense(2, "softmax")(layers.GlobalAveragePooling1D()(summed))
