@@ -86,6 +86,7 @@ ORDERED = {
         "structure",
         "weight_decay",
         "training_exits",
+        "several_workers",
         "serving",
         "dynamic_inference",
         "dynamic_model",

@@ -11,6 +11,7 @@ from keras_dynamic.models.dynamic_inference import DynamicInference
 from keras_dynamic.models.exit_table import exit_table
 from keras_dynamic.models.road import Road
 from keras_dynamic.models.selection import DERIVED_NAMES
+from keras_dynamic.models.several_workers import SeveralWorkers
 from keras_dynamic.models.structure import (
     check_exits,
     check_functional_call,
@@ -27,7 +28,7 @@ __all__ = ["DynamicModel"]
 
 
 @keras.saving.register_keras_serializable(package="keras_dynamic")
-class DynamicModel(DynamicInference, keras.Model):
+class DynamicModel(DynamicInference, SeveralWorkers, keras.Model):
     """A functional model with early exits that runs only as far as it has to.
 
     It is made like `keras.Model` and is one: `fit`, `evaluate`, `predict`, `save`

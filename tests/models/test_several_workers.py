@@ -1,0 +1,86 @@
+"""Two processes train together what one trains alone."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import tensorflow as tf
+
+from tests.models import worker
+
+ROOT = Path(__file__).resolve().parents[2]
+WITHOUT_NOISE = [name for name in worker.MODELS if name != "noisy"]
+
+
+def start(file, addresses, index):
+    task = {"type": "worker", "index": index}
+    config = {"cluster": {"worker": addresses}, "task": task}
+    return subprocess.Popen(
+        [sys.executable, "-m", "tests.models.worker", str(file)],
+        env={
+            **os.environ,
+            "TF_CONFIG": json.dumps(config),
+            "TF_CPP_MIN_LOG_LEVEL": "3",
+            "PYTHONPATH": str(ROOT),
+        },
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def free_addresses(count):
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    addresses = [f"127.0.0.1:{each.getsockname()[1]}" for each in sockets]
+    for each in sockets:
+        each.close()
+    return addresses
+
+
+def trained_by_two(folder):
+    """What each of two workers found, while this process trains alone: a pair."""
+    addresses, files = free_addresses(2), [folder / "0.json", folder / "1.json"]
+    processes = [start(file, addresses, n) for n, file in enumerate(files)]
+    try:
+        alone = {
+            name: worker.trained(worker.MODELS[name], tf.distribute.get_strategy())
+            for name in WITHOUT_NOISE
+        }
+        for process in processes:
+            output, _ = process.communicate(timeout=300)
+            assert process.returncode == 0, output
+    finally:
+        for process in processes:
+            process.kill()
+    return [json.loads(file.read_text()) for file in files], alone
+
+
+def check_close(found, expected, name):
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5, err_msg=name)
+
+
+def test_two_workers_train_as_one(tmp_path):
+    (one, other), alone = trained_by_two(tmp_path)
+    for found in (one, other):
+        for name, expected in alone.items():
+            history = found[name]["history"]
+            assert history.keys() == expected["history"].keys()
+            for key, numbers in expected["history"].items():
+                check_close(history[key], numbers, f"{name}: {key}")
+            weights = zip(found[name]["weights"], expected["weights"], strict=True)
+            for number, (weight, by_one) in enumerate(weights):
+                check_close(weight, by_one, f"{name}: weight {number}")
+        # Each worker calibrates by itself, and answers what it is asked.
+        for name in ("exits", "selected", "layerwise"):
+            assert found[name]["exit_index"] == alone[name]["exit_index"]
+            check_close(found[name]["mean_cost"], alone[name]["mean_cost"], name)
+        # When this fails, Keras may have made `SeveralWorkers` superfluous.
+        assert "PerReplica" in found["by_keras_alone"]
+    # With noise they hold the same weights at every moment.
+    assert np.isfinite(one["noisy"]["history"]["loss"]).all()
+    assert one["noisy"] == other["noisy"]
