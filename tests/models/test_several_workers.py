@@ -52,7 +52,7 @@ def trained_by_two(folder):
             for name in WITHOUT_NOISE
         }
         for process in processes:
-            output, _ = process.communicate(timeout=300)
+            output, _ = process.communicate(timeout=600)
             assert process.returncode == 0, output
     finally:
         for process in processes:

@@ -86,8 +86,12 @@ def trained(make, strategy):
         model = make()
         model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
     x, y = data()
-    batches = tf.data.Dataset.from_tensor_slices((x, y)).batch(BATCH)
-    history = model.fit(batches, epochs=EPOCHS, verbose=0, validation_data=batches)
+    if make is selected:  # from arrays, the others from a data set
+        given = {"x": x, "y": y, "batch_size": BATCH, "validation_data": (x, y)}
+    else:
+        batches = tf.data.Dataset.from_tensor_slices((x, y)).batch(BATCH)
+        given = {"x": batches, "validation_data": batches}
+    history = model.fit(**given, epochs=EPOCHS, shuffle=False, verbose=0)
     results = {
         "history": history.history,
         "weights": [weight.tolist() for weight in model.get_weights()],
