@@ -161,8 +161,14 @@ plt.show()
 with strategy.scope():
     gumbel = kd.GumbelSoftmax(estimator="gumbel_straight_through", seed=0)
 rows = tf.zeros((6, 4))
-drawn = strategy.run(lambda: tf.argmax(gumbel(rows, training=True), -1))
-for number, values in enumerate(strategy.experimental_local_results(drawn)):
+
+
+@tf.function
+def draw():
+    return strategy.run(lambda: tf.argmax(gumbel(rows, training=True), -1))
+
+
+for number, values in enumerate(strategy.experimental_local_results(draw())):
     print(f"replica {number} chose", values.numpy())
 
 # %% [markdown]
@@ -183,7 +189,7 @@ for name, where in (("one device", one_device), ("two replicas", strategy)):
 # computed no further. The answers are those of one device, and so is the file.
 
 # %%
-report = model.calibrate(x_valid, y_valid, max_accuracy_drop=0.01)
+report = model.calibrate(x_valid, y_valid, budget=0.4)
 print(report)
 by_two = model.predict_dynamic(x_test, verbose=0)
 
