@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from keras_dynamic._files import write_whole
 from keras_dynamic.calibration._baselines import check_baselines
 from keras_dynamic.calibration._closing import front_passing_by
 from keras_dynamic.calibration._exit_report import (
@@ -19,7 +20,6 @@ from keras_dynamic.calibration._exit_report import (
     mean_or_nan,
     python_number,
 )
-from keras_dynamic.calibration._files import write_whole
 from keras_dynamic.calibration._page import render_page
 from keras_dynamic.calibration._probabilities import check_rows, correct_rows
 from keras_dynamic.calibration._search import evenly_spread

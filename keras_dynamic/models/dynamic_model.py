@@ -23,12 +23,13 @@ from keras_dynamic.models.structure import (
 )
 from keras_dynamic.models.training_exits import fit_exits
 from keras_dynamic.models.weight_decay import exclude_from_weight_decay
+from keras_dynamic.models.whole_files import WholeFiles
 
 __all__ = ["DynamicModel"]
 
 
 @keras.saving.register_keras_serializable(package="keras_dynamic")
-class DynamicModel(DynamicInference, SeveralWorkers, keras.Model):
+class DynamicModel(DynamicInference, SeveralWorkers, WholeFiles, keras.Model):
     """A functional model with early exits that runs only as far as it has to.
 
     It is made like `keras.Model` and is one: `fit`, `evaluate`, `predict`, `save`
@@ -339,6 +340,13 @@ class DynamicModel(DynamicInference, SeveralWorkers, keras.Model):
         """As in Keras; a file saved while `fit_exits` runs freezes nothing."""
         with _compat.untouched(self):
             super().save(*args, **kwargs)
+
+    def load_own_variables(self, store):
+        super().load_own_variables(store)
+        weights = self.exit_thresholds, self.calibration_temperatures
+        rules.check_weights(
+            self._rule, int(np.asarray(self._rule_code)), *map(np.asarray, weights)
+        )
 
     def get_config(self):
         with _compat.untouched(self):

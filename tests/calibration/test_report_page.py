@@ -8,8 +8,8 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from keras_dynamic import calibration
-from keras_dynamic.calibration import _files, _page
+from keras_dynamic import _files, calibration
+from keras_dynamic.calibration import _page
 from tests.calibration.test_report import by_hand, make_report
 
 
