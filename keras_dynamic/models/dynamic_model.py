@@ -274,7 +274,8 @@ class DynamicModel(DynamicInference, SeveralWorkers, WholeFiles, keras.Model):
             RuntimeError: before `compile`.
             TypeError: for a `trunk_epochs` that is no integer.
             ValueError: if no early exit has trainable weights of its own; for
-                `trunk_epochs` below 0, with `initial_epoch`, or with a selector.
+                `trunk_epochs` below 0, with `initial_epoch`, with a selector, or with
+                `BackupAndRestore`.
 
         Example:
 
