@@ -149,7 +149,9 @@ HELPERS_OF_HELPERS = {
 
 # (importer, imported): public files of a folder without an order. Routers are public
 # classes, to be subclassed, and `SparseMoE` makes those of them that it knows by name.
+# A report holds a certificate.
 COMPANIONS = {
+    ("calibration.report", "calibration.guarantees"),
     ("layers.sparse_moe", "layers.routers"),
     ("layers._moe_arguments", "layers.routers"),
     ("layers._moe_choices", "layers.routers"),

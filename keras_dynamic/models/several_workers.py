@@ -98,9 +98,9 @@ class _SameBeginning(keras.callbacks.Callback):
         if len(np.unique(found, axis=0)) > 1:
             raise RuntimeError(
                 "The workers must begin with the same weights at the same epoch. "
-                f"Received: epochs {found[:, 0].tolist()} and weights with the checksums "
-                f"{found[:, 1].tolist()}. Where these come from backups, copy one "
-                "worker's to the others."
+                f"Received: epochs {found[:, 0].tolist()} and weights with the "
+                f"checksums {found[:, 1].tolist()}. If they come from backups, copy "
+                "one worker's to the others."
             )
 
 

@@ -9,8 +9,10 @@ to JSON files.
 
 import json
 import os
+import shutil
 import signal
 import sys
+import zipfile
 from pathlib import Path
 
 import keras
@@ -22,38 +24,35 @@ import keras_dynamic as kd
 CLASSES, EPOCHS, BATCHES = 3, 4, 5
 
 
-def built(noise=False):
-    """A model that holds all that changes in `fit`, without noise unless it is asked
-    for."""
+def compiled(model):
+    model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
+    return model
+
+
+def begun():
     keras.backend.clear_session()  # names count from the beginning
     keras.utils.set_random_seed(3)
     inputs = keras.Input((6,))
-    h = layers.BatchNormalization()(layers.Dense(8, "relu")(inputs))
+    return inputs, layers.BatchNormalization()(layers.Dense(8, "relu")(inputs))
+
+
+def large():
+    """A model that holds all that changes in `fit`, and no noise."""
+    inputs, h = begun()
     early = kd.EarlyExit(CLASSES, loss_weight=0.5, name="exit_1")(h)
-    gate = "gumbel_straight_through" if noise else "straight_through"
-    h = kd.SkipGate(layers.Dense(8), gate, target_rate=0.5, rate_weight=0.1)(h)
-    experts = kd.SparseMoE(
-        3, 4, noise_stddev="auto" if noise else 0.0, balance_weight=0.1
-    )
-    h = layers.Flatten()(experts(layers.Reshape((2, 4))(h)))
-    h = layers.Dropout(0.3)(h) if noise else h
+    gate = kd.SkipGate(layers.Dense(8), "straight_through", initial_open_rate=0.5)
+    experts = kd.SparseMoE(3, 4, noise_stddev=0.0, balance_weight=0.1)
+    h = layers.Flatten()(experts(layers.Reshape((2, 4))(gate(h))))
     late = layers.Dense(CLASSES, "softmax", name="final")(h)
     weights = kd.ExitSelector(2, "soft", temperature=5.0, entropy_weight=0.01)(h)
-    model = kd.DynamicModel(inputs, [early, late], selector=weights)
-    model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
-    return model
+    return compiled(kd.DynamicModel(inputs, [early, late], selector=weights))
 
 
-def without_selector():
-    keras.backend.clear_session()  # names count from the beginning
-    keras.utils.set_random_seed(3)
-    inputs = keras.Input((6,))
-    h = layers.BatchNormalization()(layers.Dense(8, "relu")(inputs))
+def small():
+    inputs, h = begun()
     early = kd.EarlyExit(CLASSES, hidden_units=4, name="exit_1")(h)
     late = layers.Dense(CLASSES, "softmax", name="final")(layers.Dense(8, "relu")(h))
-    model = kd.DynamicModel(inputs, [early, late])
-    model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
-    return model
+    return compiled(kd.DynamicModel(inputs, [early, late]))
 
 
 def data():
@@ -89,14 +88,13 @@ def schedules():
     ]
 
 
-def fit(folder, *callbacks, save_freq="epoch", noise=False, initial_epoch=0):
+def run(model, folder, *callbacks, save_freq="epoch", method="fit"):
     """What a training came to: all variables, and the history."""
-    model = built(noise)
-    callbacks = [*schedules(), *callbacks]
+    callbacks = list(callbacks)
     if folder is not None:
         callbacks.append(keras.callbacks.BackupAndRestore(str(folder), save_freq))
     x, y = data()
-    history = model.fit(
+    history = getattr(model, method)(
         x,
         y,
         batch_size=8,
@@ -104,9 +102,24 @@ def fit(folder, *callbacks, save_freq="epoch", noise=False, initial_epoch=0):
         shuffle=False,
         verbose=0,
         callbacks=callbacks,
-        initial_epoch=initial_epoch,
     )
     return results(model, history)
+
+
+def fit_large(folder, *callbacks):
+    return run(large(), folder, *schedules(), *callbacks)
+
+
+def fit_small(folder, *callbacks):
+    return run(small(), folder, *callbacks)
+
+
+def fit_by_batches(folder, *callbacks):
+    return run(small(), folder, *callbacks, save_freq=3)
+
+
+def fit_exits(folder, *callbacks):
+    return run(small(), folder, *callbacks, method="fit_exits")
 
 
 def results(model, history):
@@ -120,29 +133,12 @@ def results(model, history):
     }
 
 
-def fit_exits(folder, *callbacks):
-    model = without_selector()
-    if folder is not None:
-        callbacks = (*callbacks, keras.callbacks.BackupAndRestore(str(folder)))
-    x, y = data()
-    history = model.fit_exits(
-        x,
-        y,
-        batch_size=8,
-        epochs=EPOCHS,
-        shuffle=False,
-        verbose=0,
-        callbacks=list(callbacks),
-    )
-    return results(model, history)
-
-
-def killed(train, *arguments, **options):
+def killed(train, *arguments):
     """Runs a training in a child, which has to end by SIGKILL."""
     child = os.fork()
     if child == 0:
         try:
-            train(*arguments, **options)
+            train(*arguments)
         finally:
             os._exit(1)  # it ought to have been killed
     _, status = os.waitpid(child, 0)
@@ -170,22 +166,31 @@ class KilledWhileSaving(Kill):
         Path.write_bytes = write_bytes
 
 
+def save_over(path):
+    """Dies when the second file is written but for its end."""
+    model = small()
+    model.save(path)
+    shutil.copy(path, path.with_suffix(".before"))
+    zipfile.ZipFile.close = lambda archive: kill()
+    model.save(path)
+
+
 def main(folder):
     folder = Path(folder)
-    killed(fit, folder / "epoch", Kill(2, 1))
-    killed(fit, folder / "batch", Kill(2, 1), save_freq=3)
-    killed(fit, folder / "saving", KilledWhileSaving())
-    killed(fit, folder / "noise", Kill(2, 1), noise=True)
+    killed(save_over, folder / "model.keras")
+    killed(fit_large, folder / "large", Kill(2, 1))
     killed(fit_exits, folder / "exits", Kill(2, 1))
+    killed(fit_small, folder / "saving", KilledWhileSaving())
+    killed(fit_by_batches, folder / "batches", Kill(2, 1))
     found = {"left": sorted(path.name for path in (folder / "saving").iterdir())}
-    found["whole"] = fit(None)
-    found["whole_exits"] = fit_exits(None)
-    for name in ("epoch", "saving"):
-        found[name] = fit(folder / name)
-    found["batch"] = fit(folder / "batch", save_freq=3)
-    found["noise"] = fit(folder / "noise", noise=True)
-    found["whole_noise"] = fit(None, noise=True)
-    found["exits"] = fit_exits(folder / "exits")
+    for name, train in (
+        ("large", fit_large),
+        ("exits", fit_exits),
+        ("saving", fit_small),
+        ("batches", fit_by_batches),
+    ):
+        found[name] = {"resumed": train(folder / name), "whole": train(None)}
+    keras.saving.load_model(folder / "model.keras")
     (folder / "found.json").write_text(json.dumps(found))
 
 
