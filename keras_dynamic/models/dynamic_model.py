@@ -338,7 +338,20 @@ class DynamicModel(DynamicInference, SeveralWorkers, WholeFiles, keras.Model):
         (print_fn or print)(exit_table(self.road, self.exit_rule))
 
     def save(self, *args, **kwargs):
-        """As in Keras; a file saved while `fit_exits` runs freezes nothing."""
+        """As in Keras, written beside an older file and then renamed.
+
+        Where the disk is full, the path cannot be written to or the process is killed,
+        the older file stays as it was; a process that is killed leaves a hidden file
+        `.part-...` beside it. `keras.saving.load_model` finds by a checksum what is
+        changed since. A model saved while `fit_exits` runs has nothing frozen.
+
+        Args:
+            *args, **kwargs: as in Keras; the path ends in `.keras`.
+
+        Raises:
+            OSError: where the file cannot be written.
+            ValueError: for another ending.
+        """
         with _compat.untouched(self):
             super().save(*args, **kwargs)
 

@@ -5,6 +5,8 @@ worker's is all that is needed; and it concatenates the logs of all workers, whi
 no axis for that. A test says when Keras does both by itself; then this file can go.
 """
 
+import functools
+import inspect
 import zlib
 
 import keras
@@ -48,11 +50,16 @@ class SeveralWorkers:
     ```
     """
 
-    def fit(self, *args, callbacks=None, **kwargs):
+    @functools.wraps(keras.Model.fit)
+    def fit(self, *args, **kwargs):
         if _has_workers(self.distribute_strategy):
-            if not isinstance(callbacks, keras.callbacks.CallbackList):
-                callbacks = [*tree.flatten(callbacks or []), _SameBeginning()]
-        return super().fit(*args, callbacks=callbacks, **kwargs)
+            call = inspect.signature(super().fit).bind(*args, **kwargs)
+            given = call.arguments.get("callbacks")
+            if not isinstance(given, keras.callbacks.CallbackList):
+                own = [] if given is None else tree.flatten(given)
+                call.arguments["callbacks"] = [*own, _SameBeginning()]
+            args, kwargs = call.args, call.kwargs
+        return super().fit(*args, **kwargs)
 
     def train_step(self, data):
         return self._with_axis(super().train_step(data))

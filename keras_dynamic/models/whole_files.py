@@ -30,6 +30,22 @@ class WholeFiles:
                 super().save(partial, True, zipped, **kwargs)
 
     def save_weights(self, filepath, overwrite=True, max_shard_size=None):
+        """As in Keras, written beside an older file and then renamed, as by `save`.
+
+        `keras.callbacks.BackupAndRestore` uses it. After a kill, training goes on from
+        the end of the last epoch to the same weights, moving averages, optimizer state,
+        temperatures and loss weights, bit by bit, where nothing is random. What is
+        random goes on otherwise: no file of Keras holds the state of seeds. With
+        `save_freq` in batches Keras begins the epoch anew, with the steps it had made.
+
+        Args:
+            filepath, overwrite, max_shard_size: as in Keras; shards are written in
+                place.
+
+        Raises:
+            OSError: where the file cannot be written.
+            ValueError: for an ending other than `.weights.h5`.
+        """
         if not _is_local(filepath, ".weights.h5") or max_shard_size is not None:
             return super().save_weights(filepath, overwrite, max_shard_size)
         if _may_write(filepath, overwrite):

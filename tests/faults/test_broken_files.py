@@ -9,7 +9,10 @@ import keras
 import numpy as np
 import pytest
 
+from tests.golden.make import ROOT
 from tests.models.worker import data, exits
+
+GOLDEN = ROOT / "0.1"
 
 FOREIGN = {"module": "os", "class_name": "function", "config": "system"}
 LAMBDA = {
@@ -171,6 +174,47 @@ def test_tampered_configuration(tmp_path, saved, change, message):
     with pytest.raises((ValueError, TypeError, RuntimeError)) as caught:
         load_model(tmp_path, packed(parts))
     assert pytest.RaisesExc(Exception, match=f"(?s){message}").matches(caught.value)
+
+
+def config_of(config, class_name):
+    """The configuration of the first layer of a class, however deep."""
+    if isinstance(config, dict) and config.get("class_name") == class_name:
+        return config["config"]
+    if isinstance(config, dict):
+        config = list(config.values())
+    parts = config if isinstance(config, list) else []
+    found = (config_of(part, class_name) for part in parts)
+    return next(filter(None, found), None)
+
+
+@pytest.mark.fault(
+    case="a layer within a layer of the package is tampered with",
+    made="a Lambda, or a function of the module `os`, for the layer of a gate, of a "
+    "choice, of experts, for an activation and for the pooling of an exit",
+    lost="the file: loading raises, and runs nothing that the file names",
+)
+@pytest.mark.parametrize("evil", [LAMBDA, FOREIGN], ids=["lambda", "os.system"])
+@pytest.mark.parametrize(
+    ("name", "class_name", "key"),
+    [
+        ("gated", "SkipGate", "layer"),
+        ("gated", "LayerChoice", "layers"),
+        ("gated", "BlendedActivation", "activations"),
+        ("experts", "SparseMoE", "router"),
+        ("images", "EarlyExit", "pooling"),
+    ],
+)
+def test_tampered_layers_within(tmp_path, name, class_name, key, evil):
+    parts = parts_of((GOLDEN / f"{name}.keras").read_bytes())
+    config = json.loads(parts["config.json"])
+    inner = config_of(config, class_name)
+    evil = {**evil, "registered_name": None}
+    inner[key] = [evil, *inner[key][1:]] if isinstance(inner[key], list) else evil
+    parts["config.json"] = json.dumps(config)
+    with pytest.raises((ValueError, TypeError)) as caught:
+        load_model(tmp_path, packed(parts))
+    message = "arbitrary code|Could not locate function 'system'"
+    assert pytest.RaisesExc(Exception, match=message).matches(caught.value)
 
 
 @pytest.mark.fault(

@@ -44,7 +44,7 @@ def fit(strategy, backup, *callbacks):
     if backup is not None:
         restore = keras.callbacks.BackupAndRestore(str(backup), delete_checkpoint=False)
         callbacks = (restore, *callbacks)
-    history = model.fit(batches, epochs=EPOCHS, verbose=0, callbacks=list(callbacks))
+    history = model.fit(batches, None, None, EPOCHS, 0, list(callbacks))
     variables = [*model.weights, *model.optimizer.variables]
     return {
         "epochs": history.epoch,

@@ -3,7 +3,6 @@
 import io
 import json
 import zipfile
-from pathlib import Path
 
 import h5py
 import keras
@@ -105,7 +104,7 @@ def test_reports_load_for_ever(path):
 @pytest.mark.fault(
     case="a saved file that runs code when it is loaded",
     made="all that the package saved, looked through: every layer, rule and router",
-    lost="nothing: no pickle, no marshal, no Lambda, no object arrays; modules of Keras "
+    lost="nothing: no pickle, no Lambda, no object arrays; modules of Keras "
     "and of the package only",
 )
 @pytest.mark.parametrize("path", FILES, ids=name_of)
