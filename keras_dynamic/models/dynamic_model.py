@@ -1,5 +1,7 @@
 """DynamicModel: a functional Keras model that can stop early."""
 
+import functools
+
 import keras
 import numpy as np
 
@@ -236,6 +238,14 @@ class DynamicModel(DynamicInference, SeveralWorkers, WholeFiles, keras.Model):
         if self.optimizer is not None and self.built and has_state:
             # Else the optimizer's state in a file has nowhere to go.
             self.optimizer.build(self.trainable_variables)
+
+    @functools.wraps(keras.Model.fit)
+    def fit(self, *args, **kwargs):
+        try:
+            return super().fit(*args, **kwargs)
+        finally:
+            # Where `BackupAndRestore` went on; Keras would begin there ever after.
+            self._initial_epoch = None
 
     def fit_exits(
         self, x=None, y=None, batch_size=None, epochs=1, *, trunk_epochs=0, **kwargs

@@ -2,7 +2,8 @@
 
 Two things: before the first step it averages the batches of all workers, where one
 worker's is all that is needed; and it concatenates the logs of all workers, which have
-no axis for that. A test says when Keras does both by itself; then this file can go.
+no axis for that. A test says when Keras does both by itself; then of this file only the
+check that workers begin with the same weights has to stay.
 """
 
 import functools

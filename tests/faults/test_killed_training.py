@@ -2,9 +2,11 @@
 
 import json
 
+import keras
 import pytest
 
 from tests import processes
+from tests.faults import training
 from tests.faults.training import BATCHES
 from tests.processes import finish
 
@@ -88,3 +90,22 @@ def test_killed_in_save(folder):
     assert before.read_bytes() == after.read_bytes()
     (part,) = folder.glob(".part-*.keras")  # what the killed one left
     assert part.stat().st_size
+
+
+class Stop(keras.callbacks.Callback):
+    def on_epoch_begin(self, epoch, logs=None):
+        if epoch == 2:
+            raise KeyboardInterrupt
+
+
+def test_the_next_training_begins_at_its_own_beginning(tmp_path):
+    """Keras keeps the epoch that `BackupAndRestore` found, for whatever comes next."""
+    with pytest.raises(KeyboardInterrupt):
+        training.fit_small(tmp_path, Stop())
+    model = training.small()
+    backup = keras.callbacks.BackupAndRestore(str(tmp_path))
+    x, y = training.data()
+    history = model.fit(x, y, epochs=3, verbose=0, callbacks=[backup])
+    assert history.epoch == [2]
+    assert model.fit_exits(x, y, epochs=1, verbose=0).epoch == [0]
+    assert model.fit(x, y, epochs=2, verbose=0).epoch == [0, 1]
