@@ -16,6 +16,7 @@ from keras.src.trainers.compile_utils import get_loss, get_metric
 from keras.src.trainers.data_adapters.array_data_adapter import ArrayDataAdapter
 from keras.src.trainers.data_adapters.tf_dataset_adapter import TFDatasetAdapter
 from keras.src.trainers.epoch_iterator import EpochIterator
+from keras.src.utils.io_utils import ask_to_proceed_with_overwrite
 from tensorflow.python.framework.convert_to_constants import (
     convert_variables_to_constants_v2,
 )
@@ -24,6 +25,7 @@ from tensorflow.python.ops.control_flow_util import GraphOrParentsInXlaContext
 __all__ = [
     "BatchIterator",
     "absent_as_none",
+    "ask_to_proceed_with_overwrite",
     "calls_before",
     "changes_variables",
     "exclude_from_weight_decay",
@@ -55,8 +57,7 @@ __all__ = [
 def functional_of(operation):
     """The functional graph that `operation` runs when called, or None.
 
-    A subclass with a `call` of its own is opaque: what it does with its graph is
-    its own affair. Keras has no public way to ask.
+    A subclass with a `call` of its own is opaque. Keras has no public way to ask.
     """
     if isinstance(operation, keras.Sequential):
         if type(operation).call is not keras.Sequential.call:
@@ -79,8 +80,7 @@ def takes_a_graph(cls):
 def functional_nodes(functional):
     """Yields (operation, args, kwargs, outputs) in an order that can be executed.
 
-    Keras publishes a functional model's layers, but not their calls; a shared
-    layer has several.
+    Keras publishes a model's layers, but not their calls; a shared one has several.
     """
     nodes_by_depth = functional._nodes_by_depth
     for depth in sorted(nodes_by_depth, reverse=True):

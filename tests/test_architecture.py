@@ -7,7 +7,7 @@ Floors: a file imports from lower floors only.
     3  models
     2  layers      calibration
     1  ops
-    0  _compat
+    0  _compat     _files
 
 `keras_dynamic/__init__.py` stands above them all and is imported by none of them; so
 does the `__init__.py` of a folder above the files of that folder. Siblings import each
@@ -29,6 +29,7 @@ PACKAGE = Path(keras_dynamic.__file__).resolve().parent
 
 FLOORS = {
     "_compat": 0,
+    "_files": 0,
     "ops": 1,
     "layers": 2,
     "calibration": 2,
@@ -87,6 +88,7 @@ ORDERED = {
         "weight_decay",
         "training_exits",
         "several_workers",
+        "whole_files",
         "serving",
         "dynamic_inference",
         "dynamic_model",
@@ -147,7 +149,9 @@ HELPERS_OF_HELPERS = {
 
 # (importer, imported): public files of a folder without an order. Routers are public
 # classes, to be subclassed, and `SparseMoE` makes those of them that it knows by name.
+# A report holds a certificate.
 COMPANIONS = {
+    ("calibration.report", "calibration.guarantees"),
     ("layers.sparse_moe", "layers.routers"),
     ("layers._moe_arguments", "layers.routers"),
     ("layers._moe_choices", "layers.routers"),

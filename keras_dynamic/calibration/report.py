@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from keras_dynamic._files import write_whole
 from keras_dynamic.calibration._baselines import check_baselines
 from keras_dynamic.calibration._closing import front_passing_by
 from keras_dynamic.calibration._exit_report import (
@@ -19,14 +20,17 @@ from keras_dynamic.calibration._exit_report import (
     mean_or_nan,
     python_number,
 )
-from keras_dynamic.calibration._files import write_whole
 from keras_dynamic.calibration._page import render_page
 from keras_dynamic.calibration._probabilities import check_rows, correct_rows
+from keras_dynamic.calibration._reading import read_dataclass, read_json
 from keras_dynamic.calibration._search import evenly_spread
 from keras_dynamic.calibration._tables import number_or_dash, percent, render
+from keras_dynamic.calibration.guarantees import Certificate
 
 __all__ = ["CalibrationReport", "ExitReport", "ProbabilityQuality", "build_report"]
 
+# Of the JSON files: another number where an older reader would misunderstand them.
+_FORMAT = 1
 # A curve has no more points than this.
 _CURVE_POINTS = 60
 
@@ -81,7 +85,7 @@ class CalibrationReport:
     dynamic_accuracy: float
     mean_cost: float
     exit_rates: tuple[float, ...]
-    certificate: object | None = None
+    certificate: Certificate | None = None
     curve: tuple[tuple[float, float], ...] = ()
 
     def to_dict(self):
@@ -130,7 +134,7 @@ class CalibrationReport:
         path, baselines = Path(path), check_baselines(baselines)
         ending = path.suffix.lower()
         if ending == ".json":
-            fields = self.to_dict() | {"baselines": baselines}
+            fields = {"format": _FORMAT} | self.to_dict() | {"baselines": baselines}
             text = json.dumps(fields, indent=2, allow_nan=False) + "\n"
         elif ending == ".html":
             text = render_page(self, baselines)
@@ -139,6 +143,54 @@ class CalibrationReport:
                 f"`path` must end in .json or .html. Received: path={str(path)!r}."
             )
         write_whole(path, text)
+
+    @classmethod
+    def load(cls, path):
+        """Reads a report that `save` wrote as JSON; baselines are left out.
+
+        Args:
+            path: String or path.
+
+        Returns:
+            A `CalibrationReport`.
+
+        Raises:
+            OSError: where the file cannot be read.
+            ValueError: for a file that is cut short or changed so that it is no report;
+                it says where.
+
+        Example:
+
+        ```python
+        probabilities = np.array([[0.9, 0.1], [0.6, 0.4]])
+        fit = kd.calibration.TemperatureFit(1.0, "fitted", 0.3, 0.3)
+        report = kd.calibration.build_report(
+            [np.log(probabilities)],
+            np.array([0, 1]),
+            temperatures=[fit],
+            exit_index=np.array([0, 0]),
+            thresholds=[],
+            exit_costs=[1.0],
+            names=["final"],
+            rule="max_probability",
+        )
+        report.save("report.json")
+        print(kd.calibration.CalibrationReport.load("report.json"))
+        ```
+        """
+        try:
+            fields = read_json(Path(path))
+            if fields.get("format") != _FORMAT:
+                raise ValueError(
+                    f"`report.format` must be {_FORMAT}, the one that this release "
+                    f"reads. Received: {fields.get('format')!r:.60}."
+                )
+            return _checked(read_dataclass(cls, fields))
+        except ValueError as error:
+            raise ValueError(
+                f"`path` must be a report that `save` wrote. Received: "
+                f"path={str(path)!r}, of which {error}"
+            ) from error
 
     def __str__(self):
         return render(self)
@@ -295,6 +347,22 @@ def _check_exit_index(exit_index, num_samples, num_exits):
             f"{exit_index.min()} to {exit_index.max()}."
         )
     return exit_index.astype(np.intp)
+
+
+def _checked(report):
+    """A report from a file, if its parts fit together."""
+    if not report.exits or len(report.exit_rates) != len(report.exits):
+        raise ValueError(
+            "`report.exit_rates` must have one entry for each exit. Received: "
+            f"{len(report.exit_rates)} for {len(report.exits)} exits."
+        )
+    certificate = report.certificate
+    if certificate and not 0 <= certificate.num_certified <= len(certificate.path):
+        raise ValueError(
+            "`report.certificate.num_certified` must lie in "
+            f"[0, {len(certificate.path)}]. Received: {certificate.num_certified}."
+        )
+    return report
 
 
 def _plain(value):

@@ -1,5 +1,7 @@
 """DynamicModel: a functional Keras model that can stop early."""
 
+import functools
+
 import keras
 import numpy as np
 
@@ -23,12 +25,13 @@ from keras_dynamic.models.structure import (
 )
 from keras_dynamic.models.training_exits import fit_exits
 from keras_dynamic.models.weight_decay import exclude_from_weight_decay
+from keras_dynamic.models.whole_files import WholeFiles
 
 __all__ = ["DynamicModel"]
 
 
 @keras.saving.register_keras_serializable(package="keras_dynamic")
-class DynamicModel(DynamicInference, SeveralWorkers, keras.Model):
+class DynamicModel(DynamicInference, SeveralWorkers, WholeFiles, keras.Model):
     """A functional model with early exits that runs only as far as it has to.
 
     It is made like `keras.Model` and is one: `fit`, `evaluate`, `predict`, `save`
@@ -236,6 +239,14 @@ class DynamicModel(DynamicInference, SeveralWorkers, keras.Model):
             # Else the optimizer's state in a file has nowhere to go.
             self.optimizer.build(self.trainable_variables)
 
+    @functools.wraps(keras.Model.fit)
+    def fit(self, *args, **kwargs):
+        try:
+            return super().fit(*args, **kwargs)
+        finally:
+            # Where `BackupAndRestore` went on; Keras would begin there ever after.
+            self._initial_epoch = None
+
     def fit_exits(
         self, x=None, y=None, batch_size=None, epochs=1, *, trunk_epochs=0, **kwargs
     ):
@@ -273,7 +284,8 @@ class DynamicModel(DynamicInference, SeveralWorkers, keras.Model):
             RuntimeError: before `compile`.
             TypeError: for a `trunk_epochs` that is no integer.
             ValueError: if no early exit has trainable weights of its own; for
-                `trunk_epochs` below 0, with `initial_epoch`, or with a selector.
+                `trunk_epochs` below 0, with `initial_epoch`, with a selector, or with
+                `BackupAndRestore`.
 
         Example:
 
@@ -336,9 +348,29 @@ class DynamicModel(DynamicInference, SeveralWorkers, keras.Model):
         (print_fn or print)(exit_table(self.road, self.exit_rule))
 
     def save(self, *args, **kwargs):
-        """As in Keras; a file saved while `fit_exits` runs freezes nothing."""
+        """As in Keras, written beside an older file and then renamed.
+
+        Where the disk is full, the path cannot be written to or the process is killed,
+        the older file stays as it was; a process that is killed leaves a hidden file
+        `.part-...` beside it. `keras.saving.load_model` finds by a checksum what is
+        changed since. A model saved while `fit_exits` runs has nothing frozen.
+
+        Args:
+            *args, **kwargs: as in Keras; the path ends in `.keras`.
+
+        Raises:
+            OSError: where the file cannot be written.
+            ValueError: for another ending.
+        """
         with _compat.untouched(self):
             super().save(*args, **kwargs)
+
+    def load_own_variables(self, store):
+        super().load_own_variables(store)
+        weights = self.exit_thresholds, self.calibration_temperatures
+        rules.check_weights(
+            self._rule, int(np.asarray(self._rule_code)), *map(np.asarray, weights)
+        )
 
     def get_config(self):
         with _compat.untouched(self):

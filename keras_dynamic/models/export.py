@@ -1,6 +1,8 @@
 """Leaving Python: SavedModel, LiteRT and ONNX of the dynamic road."""
 
+import contextlib
 import copy
+import io
 import os
 import re
 from pathlib import Path
@@ -10,6 +12,7 @@ import numpy as np
 import tensorflow as tf
 from keras import tree
 
+from keras_dynamic._files import whole_file, whole_folder
 from keras_dynamic.models.comparing import check_same_answers
 from keras_dynamic.models.converting import check_installed, to_litert, to_onnx
 from keras_dynamic.models.rules import Selected
@@ -49,12 +52,8 @@ def export(model, filepath, format, verbose, input_signature, options):
             )
         content, seen = _converted(model, specs, format, options)
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f"{path.name}.partial")
-        try:
+        with whole_file(path) as partial:
             partial.write_bytes(content)
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
     if verbose:
         if format != "tf_saved_model":
             left = zip(seen, model.exit_names, strict=True)
@@ -75,6 +74,9 @@ def export(model, filepath, format, verbose, input_signature, options):
 def write_saved_model(filepath, serve, signature, resources, verbose=False):
     """Writes a SavedModel with one endpoint, "serve".
 
+    It is written into a hidden folder within the folder, and moved out when it is
+    whole: of a SavedModel that was there, all stays as it was until then.
+
     Args:
         filepath: string or path of the folder.
         serve: function that returns a flat dict of tensors.
@@ -86,7 +88,14 @@ def write_saved_model(filepath, serve, signature, resources, verbose=False):
     for resource in resources:
         archive.track(resource)
     archive.add_endpoint("serve", serve, input_signature=signature)
-    archive.write_out(os.fspath(filepath), verbose=verbose)
+    if "://" in os.fspath(filepath):
+        archive.write_out(os.fspath(filepath), verbose=verbose)
+        return
+    with whole_folder(filepath) as partial:
+        with contextlib.redirect_stdout(io.StringIO()) as said:
+            archive.write_out(os.fspath(partial), verbose=verbose)
+    if verbose:
+        say(said.getvalue().replace(os.fspath(partial), os.fspath(filepath)).rstrip())
 
 
 def named_specs(model, input_signature=None):

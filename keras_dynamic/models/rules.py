@@ -284,6 +284,36 @@ def in_force(rule, code, values):
     return rule if is_own else rule.with_values(values)
 
 
+def check_weights(rule, code, values, temperatures):
+    """Raises for weights, from a file, that stand for no rule and no temperatures.
+
+    Args:
+        rule, code, values: as in `in_force`.
+        temperatures: (exits,) float32 array.
+
+    Raises:
+        ValueError: for temperatures that are not finite and > 0, and for thresholds
+            outside the rule's range.
+    """
+    if not (np.isfinite(temperatures) & (temperatures > 0)).all():
+        raise ValueError(
+            "`calibration_temperatures` must be finite and > 0. Received: "
+            f"{temperatures.tolist()}."
+        )
+    cls = type(rule) if code == code_of(type(rule)) else class_with_code(code)
+    closed = [np.inf, -np.inf]
+    if cls is not None:
+        closed = closed[1:] if cls.leaves_below else closed[:1]
+    strange = values[~(np.isfinite(values) | np.isin(values, closed))]
+    if len(strange):
+        raise ValueError(
+            "`exit_thresholds` must be finite, or infinite on the side on which an "
+            f"exit is closed. Received: {values.tolist()}."
+        )
+    if cls is not None:
+        in_force(rule, code, values)  # checks the range
+
+
 def get(identifier):
     """The rule meant by `identifier`.
 

@@ -2,9 +2,16 @@
 
 Two things: before the first step it averages the batches of all workers, where one
 worker's is all that is needed; and it concatenates the logs of all workers, which have
-no axis for that. A test says when Keras does both by itself; then this file can go.
+no axis for that. A test says when Keras does both by itself; then of this file only the
+check that workers begin with the same weights has to stay.
 """
 
+import functools
+import inspect
+import zlib
+
+import keras
+import numpy as np
 import tensorflow as tf
 from keras import tree
 
@@ -16,6 +23,17 @@ class SeveralWorkers:
 
     `DynamicModel` has it. For another model, write it before `keras.Model`. It changes
     nothing under any other strategy.
+
+    **A worker that dies** ends `fit` on the others with TensorFlow's
+    `tf.errors.UnavailableError`: at once where a connection breaks, else after the
+    missing heartbeats of about ten seconds
+    (`tf.config.experimental.configure_coordination_service`). All workers then have to
+    be started anew. They go on where they were with
+    `keras.callbacks.BackupAndRestore(folder, delete_checkpoint=False)`: either one
+    folder on a disk that all share, to be deleted after training, or one for each. With
+    folders of their own one worker may have saved an epoch that a dying one had not;
+    `fit` then raises a `RuntimeError` on all of them, as it does whenever workers begin
+    with different weights, and a folder has to be copied from one to the others.
 
     Example:
 
@@ -32,6 +50,17 @@ class SeveralWorkers:
     model = Model(inputs, keras.layers.Dense(1)(inputs))
     ```
     """
+
+    @functools.wraps(keras.Model.fit)
+    def fit(self, *args, **kwargs):
+        if _has_workers(self.distribute_strategy):
+            call = inspect.signature(super().fit).bind(*args, **kwargs)
+            given = call.arguments.get("callbacks")
+            if not isinstance(given, keras.callbacks.CallbackList):
+                own = [] if given is None else tree.flatten(given)
+                call.arguments["callbacks"] = [*own, _SameBeginning()]
+            args, kwargs = call.args, call.kwargs
+        return super().fit(*args, **kwargs)
 
     def train_step(self, data):
         return self._with_axis(super().train_step(data))
@@ -54,6 +83,37 @@ class SeveralWorkers:
             lambda value: strategy.experimental_local_results(value)[0], next(batches)
         )
         return super()._maybe_symbolic_build(data_batch=own)
+
+
+class _SameBeginning(keras.callbacks.Callback):
+    """Raises where workers would train different weights, each of them sure of its own.
+
+    TensorFlow makes them equal when they are made; a file loaded since is each worker's
+    own affair.
+    """
+
+    def on_train_begin(self, logs=None):
+        self._is_checked = False
+
+    def on_epoch_begin(self, epoch, logs=None):
+        if self._is_checked:
+            return
+        self._is_checked = True
+        strategy = self.model.distribute_strategy
+        weights = [*self.model.trainable_variables, *self.model.optimizer.variables]
+        own = tf.constant([[epoch, zlib.crc32(b"".join(map(_bytes, weights)))]])
+        found = strategy.gather(strategy.run(lambda: tf.identity(own)), axis=0).numpy()
+        if len(np.unique(found, axis=0)) > 1:
+            raise RuntimeError(
+                "The workers must begin with the same weights at the same epoch. "
+                f"Received: epochs {found[:, 0].tolist()} and weights with the "
+                f"checksums {found[:, 1].tolist()}. If they come from backups, copy "
+                "one worker's to the others."
+            )
+
+
+def _bytes(variable):
+    return np.asarray(variable).tobytes()
 
 
 def _has_workers(strategy):

@@ -48,6 +48,13 @@ def _checked_epochs(model, trunk_epochs, arguments):
             "`initial_epoch` cannot be given beside `trunk_epochs`, with which epochs "
             f"count from 0. Received: initial_epoch={arguments['initial_epoch']}."
         )
+    if trunk_epochs and _backs_up(arguments.get("callbacks")):
+        raise ValueError(
+            "`callbacks` cannot hold `BackupAndRestore` beside `trunk_epochs`, whose "
+            "stages have an optimizer each. Make the stages one by one, each with a "
+            "backup of its own: `kd.strip_exits(model).fit`, then `fit_exits` without "
+            f"`trunk_epochs`. Received: trunk_epochs={trunk_epochs}."
+        )
     if trunk_epochs and model.road.plan is not None:
         raise ValueError(
             "`trunk_epochs` needs a model without a selector, whose loss is that of "
@@ -55,6 +62,12 @@ def _checked_epochs(model, trunk_epochs, arguments):
             f"Received: trunk_epochs={trunk_epochs}."
         )
     return trunk_epochs
+
+
+def _backs_up(callbacks):
+    callbacks = getattr(callbacks, "callbacks", callbacks)  # of a `CallbackList`
+    backup = keras.callbacks.BackupAndRestore
+    return any(isinstance(each, backup) for each in keras.tree.flatten(callbacks))
 
 
 def _fit_trunk(model, heads, x, y, arguments):

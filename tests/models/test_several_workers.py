@@ -1,62 +1,34 @@
 """Two processes train together what one trains alone."""
 
 import json
-import os
-import socket
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
 
+from tests import processes
 from tests.models import worker
+from tests.processes import finish, free_addresses
 
-ROOT = Path(__file__).resolve().parents[2]
 WITHOUT_NOISE = [name for name in worker.MODELS if name != "noisy"]
 
 
 def start(file, addresses, index):
     task = {"type": "worker", "index": index}
     config = {"cluster": {"worker": addresses}, "task": task}
-    return subprocess.Popen(
-        [sys.executable, "-m", "tests.models.worker", str(file)],
-        env={
-            **os.environ,
-            "TF_CONFIG": json.dumps(config),
-            "TF_CPP_MIN_LOG_LEVEL": "3",
-            "PYTHONPATH": str(ROOT),
-        },
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-
-
-def free_addresses(count):
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    addresses = [f"127.0.0.1:{each.getsockname()[1]}" for each in sockets]
-    for each in sockets:
-        each.close()
-    return addresses
+    return processes.start("tests.models.worker", file, TF_CONFIG=json.dumps(config))
 
 
 def trained_by_two(folder):
     """What each of two workers found, while this process trains alone: a pair."""
     addresses, files = free_addresses(2), [folder / "0.json", folder / "1.json"]
-    processes = [start(file, addresses, n) for n, file in enumerate(files)]
+    workers = [start(file, addresses, n) for n, file in enumerate(files)]
     try:
         alone = {
             name: worker.trained(worker.MODELS[name], tf.distribute.get_strategy())
             for name in WITHOUT_NOISE
         }
-        for process in processes:
-            output, _ = process.communicate(timeout=600)
-            assert process.returncode == 0, output
     finally:
-        for process in processes:
-            process.kill()
+        finish(*workers)
     return [json.loads(file.read_text()) for file in files], alone
 
 

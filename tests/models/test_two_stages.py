@@ -209,3 +209,14 @@ def test_selector():
 def test_bad_input(arguments, error, received):
     with pytest.raises(error, match=f"Received: {received}"):
         dense_model().fit_exits(*dense_data(), verbose=0, **arguments)
+
+
+@pytest.mark.parametrize("wrapped", [list, keras.callbacks.CallbackList])
+def test_no_backup_of_both_stages(tmp_path, wrapped):
+    """Each stage has an optimizer of its own, and Keras would restore one's state in
+    the other."""
+    model = model_with_normalization()
+    model.compile("adam", CE)
+    backup = wrapped([keras.callbacks.BackupAndRestore(tmp_path / "backup")])
+    with pytest.raises(ValueError, match="`BackupAndRestore` beside.*trunk_epochs=2"):
+        model.fit_exits(*dense_data(), trunk_epochs=2, callbacks=backup)

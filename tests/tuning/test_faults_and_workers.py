@@ -1,11 +1,7 @@
 """A search that is killed and goes on, one with several workers, and wrong use."""
 
 import json
-import os
 import signal
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import keras
@@ -15,26 +11,14 @@ import tensorflow as tf
 
 import keras_dynamic as kd
 from keras_dynamic import tuning
+from tests import processes
+from tests.processes import finish, free_addresses
 from tests.tuning import searches
 from tests.tuning.searches import hypermodel, search
 
-ROOT = Path(__file__).resolve().parents[2]
-
 
 def start(*arguments, **environment):
-    return subprocess.Popen(
-        [sys.executable, "-m", "tests.tuning.worker", *map(str, arguments)],
-        env={
-            **os.environ,
-            "TF_CPP_MIN_LOG_LEVEL": "3",
-            "PYTHONPATH": str(ROOT),
-            **environment,
-        },
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    return processes.start("tests.tuning.worker", *arguments, **environment)
 
 
 def trials_in(directory):
@@ -49,14 +33,10 @@ def values_of(trials):
 
 def test_killed_in_a_trial_and_resumed(tmp_path):
     killed, whole = tmp_path / "killed", tmp_path / "whole"
-    process = start(killed, 3, 1)
-    output, _ = process.communicate(timeout=120)
-    assert process.returncode == -signal.SIGKILL, output
+    finish(start(killed, 3, 1), status=-signal.SIGKILL)
     before = trials_in(killed)
     assert [trial["status"] for trial in before.values()] == ["COMPLETED", "RUNNING"]
-    again = start(killed, 3)
-    output, _ = again.communicate(timeout=120)
-    assert again.returncode == 0, output
+    finish(start(killed, 3))
     after = trials_in(killed)
     assert [trial["status"] for trial in after.values()] == ["COMPLETED"] * 3
     # None lost, none doubled: the finished one is untouched, the other one was run with
@@ -68,33 +48,24 @@ def test_killed_in_a_trial_and_resumed(tmp_path):
     state = json.loads((killed / "search" / "oracle.json").read_text())
     assert state["start_order"] == state["end_order"] == ["0", "1", "2"]
     # The same trials as without the kill.
-    process = start(whole, 3)
-    output, _ = process.communicate(timeout=120)
-    assert process.returncode == 0, output
+    finish(start(whole, 3))
     assert values_of(trials_in(whole)) == values
 
 
 def test_chief_and_two_tuners(tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    processes = [
+    (address,) = free_addresses(1)
+    host, port = address.split(":")
+    workers = [
         start(
             tmp_path,
             4,
             KERASTUNER_TUNER_ID=name,
-            KERASTUNER_ORACLE_IP="127.0.0.1",
-            KERASTUNER_ORACLE_PORT=str(port),
+            KERASTUNER_ORACLE_IP=host,
+            KERASTUNER_ORACLE_PORT=port,
         )
         for name in ("chief", "tuner0", "tuner1")
     ]
-    try:
-        for process in processes:
-            output, _ = process.communicate(timeout=180)
-            assert process.returncode == 0, output
-    finally:
-        for process in processes:
-            process.kill()
+    finish(*workers)
     trials = trials_in(tmp_path)
     assert [trial["status"] for trial in trials.values()] == ["COMPLETED"] * 4
     assert len({str(values) for values in values_of(trials).values()}) == 4

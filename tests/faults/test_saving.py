@@ -1,0 +1,164 @@
+"""What cannot be saved leaves the file that was there."""
+
+import contextlib
+import hashlib
+import resource
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import keras_dynamic as kd
+from tests.calibration.test_report import by_hand
+from tests.models.worker import exits
+
+WAYS = {
+    "model.keras": lambda model, path: model.save(path),
+    "model.weights.h5": lambda model, path: model.save_weights(path),
+    "report.json": lambda model, path: by_hand().save(path),
+    "report.html": lambda model, path: by_hand().save(path),
+    "exported": lambda model, path: model.export(path, verbose=False),
+}
+
+
+@pytest.fixture(scope="module")
+def model():
+    return exits()
+
+
+@contextlib.contextmanager
+def full_disk(num_bytes):
+    """No file can have more than so many bytes, as where the disk has no more."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def content(folder):
+    """Hashes of all files in a folder, however deep."""
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return {path: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+@pytest.mark.fault(
+    case="a full disk at save",
+    made="a limit on the size of a file, met at its first byte or within it, for "
+    "`.keras`, `.weights.h5`, reports and exports",
+    lost="nothing: the error is an OSError (of an export TensorFlow's own), what was "
+    "there is what it was, byte by byte, nothing is left beside it, and the next save "
+    "succeeds",
+)
+@pytest.mark.parametrize("name", WAYS)
+def test_full_disk(tmp_path, model, name):
+    save, path = WAYS[name], tmp_path / name
+    save(model, path)
+    before = content(tmp_path)
+    for num_bytes in (0, 700):
+        with pytest.raises((OSError, tf.errors.OpError)) as caught:
+            with full_disk(num_bytes):
+                save(model, path)
+        assert name == "exported" or path.name in str(caught.value)
+        assert content(tmp_path) == before
+    save(model, path)
+    assert content(tmp_path).keys() == before.keys()
+
+
+@pytest.mark.fault(
+    case="an unwritable path at save",
+    made="a folder that is missing, a path below a file, a folder in the file's place",
+    lost="nothing: the error is an OSError that names the path, and nothing is left "
+    "beside it",
+)
+@pytest.mark.parametrize("name", [name for name in WAYS if name != "exported"])
+def test_unwritable_path(tmp_path, model, name):
+    (tmp_path / "file").write_text("here")
+    (tmp_path / "taken" / name).mkdir(parents=True)
+    before = content(tmp_path)
+    for folder in ("nowhere", "file", "taken"):
+        path = tmp_path / folder / name
+        with pytest.raises(OSError) as caught:
+            WAYS[name](model, path)
+        assert str(path) in str(caught.value)
+    assert content(tmp_path) == before
+
+
+@pytest.mark.fault(
+    case="an export to an unwritable path",
+    made="a path below a file",
+    lost="nothing: the error is an OSError that names the path",
+)
+def test_unwritable_export(tmp_path, model):
+    (tmp_path / "file").write_text("here")
+    with pytest.raises(OSError, match="file"):
+        model.export(tmp_path / "file" / "exported", verbose=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_an_export_over_another_keeps_foreign_files(tmp_path, model):
+    model.export(tmp_path, verbose=False)
+    (tmp_path / "notes.txt").write_text("mine")
+    (tmp_path / "variables" / "old").write_text("gone with the old variables")
+    other = exits()
+    other.export(tmp_path, verbose=False)
+    x = np.ones((2, 6), "float32")
+    loaded = tf.saved_model.load(tmp_path)
+    np.testing.assert_allclose(
+        loaded.serve(x)["outputs"],
+        other.predict_dynamic(x, verbose=0).outputs,
+        rtol=1e-5,
+    )
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "assets",
+        "fingerprint.pb",
+        "notes.txt",
+        "saved_model.pb",
+        "variables",
+    ]
+    assert not (tmp_path / "variables" / "old").exists()
+
+
+@pytest.mark.parametrize("name", ["model.keras", "model.weights.h5"])
+def test_overwriting_is_asked_for(tmp_path, model, name, monkeypatch):
+    save = model.save if name == "model.keras" else model.save_weights
+    path = tmp_path / name
+    save(path, overwrite=False)  # nothing is there
+    before = content(tmp_path)
+    monkeypatch.setattr("builtins.input", lambda *prompt: "n")
+    save(path, overwrite=False)
+    assert content(tmp_path) == before
+    monkeypatch.setattr("builtins.input", lambda *prompt: "y")
+    exits().save_weights(path, False) if "weights" in name else exits().save(
+        path, False
+    )
+    assert content(tmp_path) != before
+
+
+def test_links_and_permissions_stay(tmp_path, model):
+    path, link = tmp_path / "model.keras", tmp_path / "latest.keras"
+    model.save(path)
+    path.chmod(0o600)
+    link.symlink_to(path)
+    before = content(tmp_path)
+    exits().save(link)
+    assert link.is_symlink() and content(tmp_path)[path] != before[path]
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_former_formats_and_foreign_endings(tmp_path, model):
+    with pytest.raises(ValueError, match="`filepath` must end in .keras.*m.h5"):
+        model.save(tmp_path / "m.h5")
+    with pytest.raises(ValueError, match="m.txt"):
+        model.save(tmp_path / "m.txt")
+    with pytest.raises(ValueError, match="m.txt"):
+        model.save_weights(tmp_path / "m.txt")
+    assert not list(tmp_path.iterdir())
+    # What is no single file is Keras' own affair.
+    model.save(tmp_path / "folder", zipped=False)
+    model.save_weights(tmp_path / "m.weights.json", max_shard_size=1)
+    again = keras.saving.load_model(tmp_path / "folder")
+    assert isinstance(again, kd.DynamicModel)
+    again.load_weights(tmp_path / "m.weights.json")
