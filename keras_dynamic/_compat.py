@@ -284,7 +284,9 @@ def training_otherwise(model, optimizer):
     flags = [(layer, layer._trainable) for layer in layers]
     variables = {id(v): v for layer in layers for v in layer.variables}
     variable_flags = [(variable, variable.trainable) for variable in variables.values()]
-    kept, state = model.optimizer, model._compiled_trainable_state
+    kept = model.optimizer
+    # Keras 3.14 keeps no such flags.
+    state = getattr(model, "_compiled_trainable_state", None)
 
     def begin():
         model.optimizer = optimizer
