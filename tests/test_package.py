@@ -2,12 +2,16 @@
 
 import importlib.metadata
 import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 import keras_dynamic
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def run_python(*arguments, **environment):
@@ -65,3 +69,25 @@ def test_what_only_some_need_is_there_when_asked_for():
     )
     result = run_python("-c", code)
     assert result.stdout.split() == ["False", "keras_dynamic.plots", "True", "False"]
+
+
+def test_the_oldest_environment_has_the_floors_of_the_distribution():
+    found = {}
+    for requirement in importlib.metadata.requires("keras-dynamic"):
+        name, floor, extra = re.fullmatch(
+            r'([\w-]+)(?:\[.+\])?>=([\d.]+)(?:; extra == "(\w+)")?', requirement
+        ).groups()
+        if extra in (None, "plots") or (extra, name) == ("test", "scikit-learn"):
+            found[name] = floor
+    lines = (ROOT / "tests" / "oldest.txt").read_text(encoding="utf-8").splitlines()
+    pinned = [line.split("==") for line in lines if not line.startswith("#")]
+    assert dict(pinned) == found and len(pinned) == len(found)
+
+
+def test_the_documented_command_for_the_oldest_environment_names_that_file():
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    (command,) = re.findall(r"^python3\.11 -m venv .*$", text, flags=re.MULTILINE)
+    (file,) = re.findall(r" -c (\S+)", command)
+    assert (ROOT / file).is_file()
+    python = importlib.metadata.metadata("keras-dynamic")["Requires-Python"]
+    assert python == ">=3.11"  # the oldest, as in the command
