@@ -24,8 +24,8 @@ def small(selector=False):
 
 @pytest.mark.parametrize("selector", [False, True])
 def test_it_is_collected(selector):
-    x = np.random.default_rng(0).normal(size=(40, 6)).astype("float32")
-    y = np.arange(40) % 3
+    x = np.random.default_rng(0).normal(size=(30, 6)).astype("float32")
+    y = np.arange(30) % 3
     model = small(selector)
     model.fit(x, y, verbose=0)
     model.fit_exits(x, y, verbose=0)
@@ -46,12 +46,12 @@ def test_it_is_collected(selector):
 
 def test_what_it_was_used_with_holds_no_model():
     """A report, a prediction or a rule outlives the model that it came from."""
-    x = np.random.default_rng(0).normal(size=(40, 6)).astype("float32")
+    x = np.random.default_rng(0).normal(size=(30, 6)).astype("float32")
     model = small()
-    report = model.calibrate(x, np.arange(40) % 3, budget=1.0)
+    report = model.calibrate(x, np.arange(30) % 3, budget=1.0)
     prediction, rule = model.predict_dynamic(x, verbose=0), model.exit_rule
     dead = weakref.ref(model)
     del model
     gc.collect()
     assert dead() is None
-    assert len(prediction) == 40 and rule.threshold is not None and str(report)
+    assert len(prediction) == 30 and rule.threshold is not None and str(report)
