@@ -6,6 +6,7 @@ import weakref
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 import keras_dynamic as kd
 
@@ -55,3 +56,17 @@ def test_what_it_was_used_with_holds_no_model():
     gc.collect()
     assert dead() is None
     assert len(prediction) == 30 and rule.threshold is not None and str(report)
+
+
+@pytest.mark.parametrize("dispatch, factor", [("ragged", None), ("capacity", 1.0)])
+def test_no_graph_of_a_mixture_stays(dispatch, factor):
+    """TensorFlow keeps every graph with a gradient of one's own for ever."""
+    layer = kd.SparseMoE(3, 4, capacity_factor=factor, dispatch=dispatch)
+    x = tf.constant(np.random.default_rng(0).normal(size=(5, 2)), tf.float32)
+    layer(x)
+    function = tf.function(lambda x: layer(x, training=False), autograph=False)
+    concrete = function.get_concrete_function(x)
+    dead = weakref.ref(concrete.graph)
+    del function, concrete, layer
+    gc.collect()
+    assert dead() is None
