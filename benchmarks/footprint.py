@@ -5,10 +5,10 @@
     warns of anything, with `-W error`.
 (b) Resident memory after 1,000 and after 10,000 calls of `predict_dynamic` on one
     model, of 1 to 300 samples in batches of 1 to 32, under rules that change.
-(c) Resident memory after 50 and after 200 models: each is made, trained for a step,
-    calibrated, walked once, and deleted. Beside it a `keras.Model` of the same graph,
-    made, trained and used for `predict`: what Keras and TensorFlow keep by themselves.
-    Both with `keras.backend.clear_session()` after each model and without.
+(c) Resident memory after 50 and after 200 models: each is made, calibrated, walked, and
+    deleted; beside it the same with a step of training first. And for each a
+    `keras.Model` of the same graph that predicts instead: what Keras and TensorFlow
+    keep by themselves. With `keras.backend.clear_session()` after each model as well.
 
 Each kind of models has a process of its own. Linux only: it reads /proc.
 
@@ -75,24 +75,22 @@ def small_model(kind):
     import keras_dynamic as kd
 
     layers = keras.layers
-    inputs = keras.Input((8, 8, 3))
-    x, outputs = inputs, []
+    inputs = x = keras.Input((16,))
+    outputs = []
     for name in ("exit_1", "exit_2"):
-        x = layers.Conv2D(8, 3, padding="same", activation="relu")(x)
-        pooled = layers.GlobalAveragePooling2D()(x)
+        x = layers.Dense(32, "relu")(x)
         if kind == "dynamic":
-            outputs.append(kd.EarlyExit(4, name=name)(pooled))
+            outputs.append(kd.EarlyExit(4, name=name)(x))
         else:
-            outputs.append(layers.Dense(4, "softmax", name=name)(pooled))
-    x = layers.Conv2D(8, 3, padding="same", activation="relu")(x)
-    outputs.append(layers.Dense(4, "softmax", name="final")(layers.Flatten()(x)))
+            outputs.append(layers.Dense(4, "softmax", name=name)(x))
+    outputs.append(layers.Dense(4, "softmax", name="final")(layers.Dense(32)(x)))
     make = kd.DynamicModel if kind == "dynamic" else keras.Model
     model = make(inputs, outputs)
     loss = "sparse_categorical_crossentropy"
     if kind == "dynamic":
-        model.compile("adam", loss, metrics=["accuracy"])
+        model.compile("sgd", loss, metrics=["accuracy"])
     else:
-        model.compile("adam", [loss] * 3, metrics=[["accuracy"]] * 3)
+        model.compile("sgd", [loss] * 3, metrics=[["accuracy"]] * 3)
     return model
 
 
@@ -100,7 +98,7 @@ def samples(rows):
     import numpy as np
 
     rng = np.random.default_rng(0)
-    x = rng.normal(size=(rows, 8, 8, 3)).astype("float32")
+    x = rng.normal(size=(rows, 16)).astype("float32")
     return x, rng.integers(0, 4, rows)
 
 
@@ -125,19 +123,20 @@ def calls():
             print(resident(), flush=True)
 
 
-def models(kind, clear):
+def models(kind, trained, clear):
     """Prints the resident memory after some models, and after all."""
     import keras
 
     x, y = samples(64)
     for number in range(1, MODELS + 1):
         model = small_model(kind)
+        targets = y if kind == "dynamic" else [y] * 3
+        if trained:
+            model.fit(x, targets, batch_size=64, verbose=0)
         if kind == "dynamic":
-            model.fit(x, y, batch_size=64, verbose=0)
-            model.calibrate(x, y, budget=0.9)
+            model.calibrate(x, y, budget=1.0)
             model.predict_dynamic(x, verbose=0)
         else:
-            model.fit(x, [y] * 3, batch_size=64, verbose=0)
             model.predict(x, verbose=0)
         del model
         if clear:
@@ -156,15 +155,14 @@ def memory_of_calls():
 
 
 def memory_of_models():
-    for clear in (False, True):
+    for options in ([], ["--clear"], ["--trained"], ["--trained", "--clear"]):
         for kind in KINDS:
-            arguments = [__file__, "--models", kind, *(["--clear"] if clear else [])]
-            first, last = map(float, run(*arguments).split())
+            found = run(__file__, "--models", kind, *options)
+            first, last = map(float, found.split())
             each = 1024 * (last - first) / (MODELS - FIRST_MODELS)
             print(
-                f"{kind:8s} models{', session cleared' if clear else '':17s}: "
-                f"{first:.1f} MB after {FIRST_MODELS}, {last:.1f} MB after {MODELS}: "
-                f"{each:+.0f} KB a model",
+                f"{kind} {' '.join(options) or 'models'}: {first:.1f} MB after "
+                f"{FIRST_MODELS}, {last:.1f} MB after {MODELS}: {each:+.0f} KB a model",
                 flush=True,
             )
 
@@ -176,12 +174,13 @@ def main():
     # What the script calls itself with, in processes of their own.
     parser.add_argument("--calls", action="store_true")
     parser.add_argument("--models", choices=KINDS)
+    parser.add_argument("--trained", action="store_true")
     parser.add_argument("--clear", action="store_true")
     arguments = parser.parse_args()
     if arguments.calls:
         return calls()
     if arguments.models:
-        return models(arguments.models, arguments.clear)
+        return models(arguments.models, arguments.trained, arguments.clear)
     if "a" in arguments.parts:
         import_time(arguments.repeats)
     if "b" in arguments.parts:

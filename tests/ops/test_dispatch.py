@@ -204,7 +204,8 @@ def test_moving_and_its_gradient(experts, times):
                 loss = tf.reduce_sum(tf.sin(answer) * upstream)
             gradient = tf.convert_to_tensor(tape.gradient(loss, rows))
             steepness = tf.reduce_sum(gradient**2)
-        found.append((answer, gradient, outer.gradient(steepness, rows)))
+        second = tf.convert_to_tensor(outer.gradient(steepness, rows))
+        found.append((answer, gradient, second))
     for expected, *others in zip(*found, strict=True):
         for actual in others:
             np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-6)
