@@ -7,7 +7,8 @@
     from the same weights on the same batch and must log the same numbers.
 (b) The training step of that network with a layer of the package over the step
     without it, divided by the ratio of their FLOPs:
-    - `SkipGate` around the seven residual blocks that keep their shape;
+    - `SkipGate` around one residual block, with the largest maps, and around all seven
+      that keep their shape;
     - `ExitSelector` on the features of the first stage, which brings the mixture of the
       exits and its loss as well;
     - `GumbelSoftmax` as the choice among channels after each stage, over the same
@@ -39,6 +40,8 @@ layers = keras.layers
 
 IMAGES, SEED, WARM_UP = 2560, 0, 5
 WEIGHTS = (0.5, 0.7, 1.0)
+# (stage, block) of the blocks that keep their shape.
+KEEPING = ((0, 0), (0, 1), (0, 2), (1, 1), (1, 2), (2, 1), (2, 2))
 
 
 def correction(shape, filters, strides):
@@ -50,12 +53,12 @@ def correction(shape, filters, strides):
     return keras.Model(inputs, layers.BatchNormalization()(x))
 
 
-def trunk(inputs, gated=False, choice=None):
+def trunk(inputs, gated=(), choice=None):
     """The features after each of the three stages.
 
     Args:
         inputs: `keras.Input` of images.
-        gated: whether gates are around the blocks that keep their shape.
+        gated: the blocks that have gates, some of `KEEPING`.
         choice: function that makes a layer from logits to a choice among channels;
             None for no such choice.
     """
@@ -69,7 +72,7 @@ def trunk(inputs, gated=False, choice=None):
             if strides > 1:
                 kept = layers.Conv2D(filters, 1, 2, use_bias=False)(x)
                 x = layers.add([layers.BatchNormalization()(kept), added(x)])
-            elif gated:
+            elif (stage, block) in gated:
                 x = kd.SkipGate(added, additive=True)(x)
             else:
                 x = layers.add([x, added(x)])
@@ -103,7 +106,7 @@ def compiled_by_hand(model, jit_compile=False):
     return model
 
 
-def dynamic(selector=False, gated=False, choice=None):
+def dynamic(selector=False, gated=(), choice=None):
     """The same by the package."""
     inputs = keras.Input((32, 32, 3))
     first, second, last = trunk(inputs, gated, choice)
@@ -211,7 +214,7 @@ def of_a_layer(name, with_it, without, x, y, arguments):
     found, seconds = ratio(*steps, arguments.steps)
     explained = flops[0] / flops[1]
     print(
-        f"{name:14s} with / without {found:.3f}, FLOPs {explained:.4f}: beyond its "
+        f"{name:15s} with / without {found:.3f}, FLOPs {explained:.4f}: beyond its "
         f"FLOPs {found / explained:.3f} ({seconds:.3f} s)",
         flush=True,
     )
@@ -232,7 +235,8 @@ def main():
     if "b" not in arguments.parts:
         return
     for name, with_it, without in (
-        ("SkipGate", lambda: dynamic(gated=True), dynamic),
+        ("one SkipGate", lambda: dynamic(gated=KEEPING[1:2]), dynamic),
+        ("seven SkipGates", lambda: dynamic(gated=KEEPING), dynamic),
         ("ExitSelector", lambda: dynamic(selector=True), dynamic),
         (
             "GumbelSoftmax",
