@@ -17,9 +17,23 @@ def read_version():
     return match.group(1)
 
 
-# Every floor is the oldest version that the test suite has been run with, which so far
-# is the newest one of each. A floor moves down only after the whole suite has passed
-# there.
+# Supported versions. The whole test suite has passed with each column, which
+# CONTRIBUTING.md says how to repeat; tests/oldest.txt pins the oldest. Between them
+# nothing is known to fail.
+#
+#                            oldest       newest
+#   Python                   3.11         3.11, 3.12, 3.13
+#   tensorflow               2.18.0       2.21.0
+#   keras                    3.14.0       3.15.1
+#   tensorflow-probability   0.25.0       0.25.0
+#   keras-tuner              1.4.7        1.4.8
+#   tensorboard              2.18.0       2.21.0
+#   numpy                    2.0.0        2.4.6 (Python 3.11), 2.5.5
+#   scipy                    1.13.0       1.17.1
+#   rich                     13.0.0       15.0.0
+#   jinja2                   3.1.0        3.1.6
+#   matplotlib               3.10.7       3.11.2
+#   scikit-learn (tests)     1.7.0        1.9.1
 #
 # TensorFlow has no upper bound here. TensorFlow Probability imports tf_keras, and each
 # tf_keras release admits one minor version of TensorFlow only, so the resolver already
@@ -29,21 +43,22 @@ def read_version():
 # when a new release changes it.
 #
 # keras-tuner cannot run a trial on TensorFlow without tensorboard, and does not say so
-# in its own metadata.
+# in its own metadata. The extras `export`, `hub` and `docs`, and the tools of the
+# tests, have the newest versions as floors: nobody needs old ones.
 INSTALL_REQUIRES = [
-    "tensorflow>=2.21",
-    "keras>=3.15",
-    "tensorflow-probability[tf]>=0.25",
-    "keras-tuner>=1.4.8",
-    "tensorboard>=2.21",
-    "numpy>=2.4",
-    "scipy>=1.17",
-    "rich>=15.0",
-    "jinja2>=3.1.6",
+    "tensorflow>=2.18.0",
+    "keras>=3.14.0",
+    "tensorflow-probability[tf]>=0.25.0",
+    "keras-tuner>=1.4.7",
+    "tensorboard>=2.18.0",
+    "numpy>=2.0.0",
+    "scipy>=1.13.0",
+    "rich>=13.0.0",
+    "jinja2>=3.1.0",
 ]
 
 EXTRAS_REQUIRE = {
-    "plots": ["matplotlib>=3.11"],
+    "plots": ["matplotlib>=3.10.7"],
     "export": [
         "tf2onnx>=1.17",
         "onnx>=1.23",
@@ -65,7 +80,7 @@ EXTRAS_REQUIRE = {
         "pytest>=9.2",
         "pytest-xdist>=3.8",
         "hypothesis>=6.170",
-        "scikit-learn>=1.9",
+        "scikit-learn>=1.7.0",
         "ruff>=0.17",
     ],
     # Other frameworks to measure against: gigabytes, so never part of `all`.
@@ -100,6 +115,8 @@ setup(
         "Programming Language :: Python :: 3",
         "Programming Language :: Python :: 3 :: Only",
         "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
         "Topic :: Scientific/Engineering :: Artificial Intelligence",
         "Topic :: Software Development :: Libraries :: Python Modules",
     ],

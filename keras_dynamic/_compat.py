@@ -277,14 +277,14 @@ def training_otherwise(model, optimizer):
     """Around a `fit` with another optimizer and other layers frozen, as it ends too.
 
     Keras' setter of `trainable` reaches all layers inside, where the user may have
-    frozen some; and Keras warns where flags differ from those at `compile`.
+    frozen some; and Keras, from 3.15 on, warns where flags differ from `compile`'s.
     Yields a function without arguments, to be called once the layers are frozen.
     """
     layers = model._flatten_layers()
     flags = [(layer, layer._trainable) for layer in layers]
     variables = {id(v): v for layer in layers for v in layer.variables}
     variable_flags = [(variable, variable.trainable) for variable in variables.values()]
-    kept, state = model.optimizer, model._compiled_trainable_state
+    kept, state = model.optimizer, getattr(model, "_compiled_trainable_state", None)
 
     def begin():
         model.optimizer = optimizer

@@ -1,13 +1,18 @@
 """The package as a whole: how it is imported, and what it says about itself."""
 
+import ast
 import importlib.metadata
 import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 import keras_dynamic
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def run_python(*arguments, **environment):
@@ -65,3 +70,30 @@ def test_what_only_some_need_is_there_when_asked_for():
     )
     result = run_python("-c", code)
     assert result.stdout.split() == ["False", "keras_dynamic.plots", "True", "False"]
+
+
+def floors(requirements):
+    """Dict from the name of a requirement to its lowest version."""
+    return dict(re.sub(r"\[.+\]", "", each).split(">=") for each in requirements)
+
+
+def test_the_oldest_environment_has_the_floors_of_setup():
+    tree = ast.parse((ROOT / "setup.py").read_text(encoding="utf-8"))
+    required, extras = (
+        ast.literal_eval(statement.value)
+        for name in ("INSTALL_REQUIRES", "EXTRAS_REQUIRE")
+        for statement in tree.body
+        if isinstance(statement, ast.Assign)
+        and getattr(statement.targets[0], "id", None) == name
+    )
+    expected = floors([*required, *extras["plots"]])
+    expected["scikit-learn"] = floors(extras["test"])["scikit-learn"]
+    lines = (ROOT / "tests" / "oldest.txt").read_text(encoding="utf-8").splitlines()
+    pinned = [line.split("==") for line in lines if not line.startswith("#")]
+    assert sorted(map(tuple, pinned)) == sorted(expected.items())
+
+
+def test_the_documented_command_makes_the_oldest_environment():
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    (command,) = re.findall(r"^python3\.11 -m venv .*$", text, flags=re.MULTILINE)
+    assert '".[test,plots]" -c tests/oldest.txt' in command

@@ -130,10 +130,11 @@ class FeedForwardExperts:
     Args:
         layers: list of `FeedForward`.
         devices: list of device names, one for each, or None.
+        training: whether gradients are written out.
     """
 
-    def __init__(self, layers, devices=None):
-        self._layers, self._devices = layers, devices
+    def __init__(self, layers, devices, training):
+        self._layers, self._devices, self._training = layers, devices, training
 
     def of_groups(self, rows, counts, mask):
         """Answers for rows (rows, ..., features) that are sorted by expert.
@@ -149,6 +150,7 @@ class FeedForwardExperts:
             [layer.tensors() for layer in self._layers],
             self._layers[0].activate,
             self._devices,
+            self._training,
         )
         return tf.reshape(answers, tf.shape(rows))
 

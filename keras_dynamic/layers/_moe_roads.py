@@ -53,7 +53,7 @@ def mixture_of(layer, inputs, mask, choices, room, training):
         mask: (B, ...) bool, or None.
         choices: `Choices`.
         room: scalar int32, the rows that an expert has at most; None for any number.
-        training: whether losses of experts count.
+        training: whether losses of experts count, and gradients are written out.
     """
     rows, row_mask = tf.cast(inputs, layer.compute_dtype), None
     padded = layer.route == "input" and mask is not None
@@ -66,16 +66,18 @@ def mixture_of(layer, inputs, mask, choices, room, training):
         row_mask = mask
     devices = layer.device_of_experts
     if layer.hidden_units is not None:
-        experts = FeedForwardExperts(layer.experts, devices)
+        experts = FeedForwardExperts(layer.experts, devices, training)
     else:
         add_loss = layer.add_loss if training else None
         experts = LayerExperts(layer.experts, devices, layer.compute_dtype, add_loss)
     road = _road(layer, choices, room)
     arguments = experts, layer.num_experts, rows, row_mask, choices
     if road == "capacity":
-        answers = _capacity_road(*arguments, room)
+        answers = _capacity_road(*arguments, room, training)
+    elif road == "ragged":
+        answers = _ragged_road(*arguments, training)
     else:
-        answers = (_ragged_road if road == "ragged" else _dense_road)(*arguments)
+        answers = _dense_road(*arguments)
     shape = layer.compute_output_shape(inputs.shape)
     if layer.route == "token":
         sizes = tf.concat([tf.shape(inputs)[:-1], shape[-1:]], axis=0)
@@ -156,18 +158,18 @@ def _dense_road(experts, number, rows, mask, choices):
     return total
 
 
-def _ragged_road(experts, number, rows, mask, choices):
+def _ragged_road(experts, number, rows, mask, choices, training):
     """Each expert for its own rows, sorted by expert; sizes are known when it runs."""
     places = sorted_places(choices.experts, number, choices.complete)
-    moved, own = _to_places(rows, mask, choices, places)
+    moved, own = _to_places(rows, mask, choices, places, training)
     answers = experts.of_groups(moved, places.counts, own)
-    return _back(answers, tf.shape(rows)[0], choices, places)
+    return _back(answers, tf.shape(rows)[0], choices, places, training)
 
 
-def _capacity_road(experts, number, rows, mask, choices, capacity):
+def _capacity_road(experts, number, rows, mask, choices, capacity, training):
     """Each expert for `capacity` rows, of which some may be zeros: fixed shapes."""
     places = fixed_places(choices.experts, number, capacity)
-    moved, own = _to_places(rows, mask, choices, places)
+    moved, own = _to_places(rows, mask, choices, places, training)
 
     def by_expert(tensor):
         shape = [[number, capacity], tf.shape(tensor)[1:]]
@@ -180,10 +182,10 @@ def _capacity_road(experts, number, rows, mask, choices, capacity):
     inner = answers.shape[2:]
     flat = tf.concat([[number * capacity], tf.shape(answers)[2:]], axis=0)
     answers = tf.ensure_shape(tf.reshape(answers, flat), [None, *inner])
-    return _back(answers, tf.shape(rows)[0], choices, places)
+    return _back(answers, tf.shape(rows)[0], choices, places, training)
 
 
-def _to_places(rows, mask, choices, places):
+def _to_places(rows, mask, choices, places, training):
     """Rows, and what their mask says, at the places of their assignments."""
     num_rows = tf.shape(rows)[0]
     sources = choices.row_of(places.held_by, num_rows)
@@ -191,7 +193,7 @@ def _to_places(rows, mask, choices, places):
         sources = tf.where(places.held_by < 0, -1, sources)
     if choices.rows is None:
         targets = tf.reshape(places.place_of, [choices.each, -1])
-        moved = move_rows(rows, sources, targets, places.complete)
+        moved = move_rows(rows, sources, targets, places.complete, training)
     else:
         nobody = tf.zeros(tf.concat([[1], tf.shape(rows)[1:]], axis=0), rows.dtype)
         padded = tf.concat([rows, nobody], axis=0)
@@ -200,10 +202,11 @@ def _to_places(rows, mask, choices, places):
     return moved, None if mask is None else tf.gather(mask, tf.maximum(sources, 0))
 
 
-def _back(answers, num_rows, choices, places):
+def _back(answers, num_rows, choices, places, training):
     """The weighted sum of the answers that each row got."""
     inner = answers.shape[1:]
-    back = move_rows(answers, places.place_of, places.held_by[None], places.complete)
+    held_by = places.held_by[None]
+    back = move_rows(answers, places.place_of, held_by, places.complete, training)
     weighted = _weighted(tf.ensure_shape(back, [None, *inner]), choices.weights)
     if choices.rows is not None:
         return tf.math.unsorted_segment_sum(weighted, choices.rows, num_rows)

@@ -130,11 +130,12 @@ def drop_above(capacity, experts, num_experts, priority=None):
     return experts
 
 
-def move_rows(tensor, sources, targets, complete):
+def move_rows(tensor, sources, targets, complete, training=True):
     """Row sources[i] of a tensor at place i, zeros where that is -1.
 
-    The gradient is gathered as well, which is faster than adding rows up where they
-    belong, and has the same result in every run.
+    In training the gradient is gathered as well, which is faster than adding rows up
+    where they belong, and has the same result in every run. Otherwise TensorFlow
+    derives it: a graph with a gradient of one's own stays in memory for ever.
 
     Args:
         tensor: (rows, ...).
@@ -142,10 +143,13 @@ def move_rows(tensor, sources, targets, complete):
         targets: (times, rows) int32, the inverse: the places at which each row stands,
             -1 for none.
         complete: bool, whether there is no -1.
+        training: bool, whether a gradient will be wanted.
 
     Returns:
         (places, ...), of the tensor's dtype.
     """
+    if not training:
+        return _take(tensor, sources, complete)
 
     @tf.custom_gradient
     def move(tensor):

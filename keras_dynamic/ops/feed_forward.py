@@ -54,12 +54,13 @@ def stacked_feed_forward(rows, weights, activate):
     return outputs + second_bias[:, None] if with_bias else outputs
 
 
-def grouped_feed_forward(rows, counts, weights, activate, devices=None):
+def grouped_feed_forward(rows, counts, weights, activate, devices=None, training=True):
     """Each expert on its own run of rows, however many they are.
 
-    The gradient is written out: it keeps what the forward pass computed, and products
-    with a transposed matrix are batched ones (of one matrix), for which TensorFlow has
-    the faster code on a CPU.
+    In training the gradient is written out: it keeps what the forward pass computed,
+    and products with a transposed matrix are batched ones (of one matrix), for which
+    TensorFlow has the faster code on a CPU. Otherwise TensorFlow derives it: a graph
+    with a gradient of one's own stays in memory for ever.
 
     Args:
         rows: (rows, features), sorted by expert.
@@ -67,6 +68,7 @@ def grouped_feed_forward(rows, counts, weights, activate, devices=None):
         weights: list of tuples, one for each expert, as in `dense_feed_forward`.
         activate: as there.
         devices: names of devices, one for each expert, or None.
+        training: bool, whether a gradient will be wanted.
 
     Returns:
         (rows, outputs).
@@ -81,7 +83,6 @@ def grouped_feed_forward(rows, counts, weights, activate, devices=None):
             own = tensors[expert * each_has : (expert + 1) * each_has]
             yield own if with_bias else (own[0], None, own[1], None)
 
-    @tf.custom_gradient
     def run(rows, *flat):
         parts = tf.split(rows, counts, num=number)
         inner, hidden, outputs = [], [], []
@@ -114,7 +115,7 @@ def grouped_feed_forward(rows, counts, weights, activate, devices=None):
 
         return tf.concat(outputs, axis=0), gradient
 
-    return run(rows, *flat)
+    return tf.custom_gradient(run)(rows, *flat) if training else run(rows, *flat)[0]
 
 
 def _affine(rows, kernel, bias):
