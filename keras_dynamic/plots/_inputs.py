@@ -6,7 +6,7 @@ import keras
 import numpy as np
 from keras import tree
 
-from keras_dynamic._compat import BatchIterator
+from keras_dynamic.models.feeding import batches_over
 from keras_dynamic.models.rows import count_rows
 
 __all__ = ["batches_of", "checked_labels", "checked_logs", "names_of"]
@@ -27,7 +27,7 @@ def batches_of(name, x, batch_size):
     shapes = [getattr(leaf, "shape", (1,)) for leaf in tree.flatten(x)]
     has_rows = any(tuple(shape[:1]) != (0,) for shape in shapes)
     empty = True
-    iterator = BatchIterator(x=x, batch_size=batch_size) if has_rows else []
+    iterator = batches_over(x, batch_size) if has_rows else []
     for _, _, batches in iterator:
         for batch in batches:
             inputs = keras.utils.unpack_x_y_sample_weight(batch)[0]
