@@ -105,7 +105,10 @@ def checked_bool(name, value):
 
 def numbers_in(name, values):
     """A list of floats from a flat list, tuple or array of numbers."""
-    array = np.asarray(values)
+    try:
+        array = np.asarray(values)
+    except ValueError:  # rows of several lengths
+        array = np.array(None)
     if array.ndim != 1 or array.dtype.kind not in "fiu":
         raise TypeError(
             f"`{name}` must be a flat list of numbers. Received: {name}={values!r}."

@@ -78,9 +78,12 @@ def draw(entry, r):
     return drawn, True
 
 
-def judge(entry, r):
-    """Calls an entry once with arguments drawn from `r`; returns a `Case`."""
-    arguments, wrong = draw(entry, r)
+def judge(entry, arguments, wrong):
+    """Calls an entry once; returns a `Case`.
+
+    Args:
+        arguments, wrong: as `draw` gives them.
+    """
     begin = time.perf_counter()
     try:
         with warnings.catch_warnings():

@@ -162,8 +162,10 @@ def by_hand(model, x, rule):
             probabilities = outputs[number][row].astype(np.float64)
             score, state = _score(rule, probabilities, state)
             limit = thresholds[number]
-            leaves = score >= limit if isinstance(rule, kd.rules.Patience) else (
-                score < limit if rule.leaves_below else score > limit
+            leaves = (
+                score >= limit
+                if isinstance(rule, kd.rules.Patience)
+                else (score < limit if rule.leaves_below else score > limit)
             )
             near = abs(score - limit) < 1e-5 and not isinstance(rule, kd.rules.Patience)
             certain &= not near
