@@ -16,7 +16,7 @@ wrong in one place or two, and the call is judged:
 
 The last four are failures; the first of each entry is printed, and the script returns
 1. Entries that make models or trace graphs take up to seconds a call: they stop after
-`--seconds`, and the table says how many calls were made until then. `rows` counts the
+`--seconds` of work, and the table says how many calls were made until then. `rows` counts the
 samples in the arrays of all calls.
 """
 
@@ -79,8 +79,8 @@ def abuse(entry, inputs, seconds):
     r = random.Random(entry.name)
     keras.utils.set_random_seed(0)
     ends, rows, longest, first = Counter(), 0, 0.0, None
-    begin = time.perf_counter()
-    while sum(ends.values()) < inputs and time.perf_counter() - begin < seconds:
+    begin = time.process_time()
+    while sum(ends.values()) < inputs and time.process_time() - begin < seconds:
         case, samples = call(entry, r)
         ends[case.end] += 1
         rows += samples
@@ -105,7 +105,7 @@ def line(name, counts):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--inputs", type=int, default=10_000, help="calls an entry")
-    parser.add_argument("--seconds", type=float, default=300, help="at most an entry")
+    parser.add_argument("--seconds", type=float, default=300, help="of work, at most")
     parser.add_argument("--families", nargs="*", default=list(public.FAMILIES))
     parser.add_argument("--only", default="", help="entries with this in their name")
     arguments = parser.parse_args()

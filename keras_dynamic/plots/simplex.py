@@ -163,7 +163,7 @@ def gumbel_simplex(
     temperatures = np.array(numbers_in("temperatures", given), "float32")
     if not temperatures.size:
         raise ValueError(
-            "`temperatures` must be numbers, at least one. Received: none."
+            "`temperatures` must be numbers, at least one. Received: shape (0,)."
         )
     for tau in temperatures:
         estimators.check_temperature(
