@@ -3,6 +3,8 @@
 import fractions
 import math
 
+from keras_dynamic.calibration._arguments import check_number
+
 
 class UnreachableGoal(ValueError):
     """A goal that no choice of thresholds found meets; it says what is reachable.
@@ -41,9 +43,16 @@ class UnreachableGoal(ValueError):
 
 
 def check_goals(budget, max_accuracy_drop, min_accuracy):
-    """Raises a ValueError unless one goal is given, and lies in its range."""
-    given = (budget, max_accuracy_drop, min_accuracy)
-    if sum(goal is not None for goal in given) != 1:
+    """Raises unless one goal is given, is a number, and lies in its range."""
+    given = {
+        "budget": budget,
+        "max_accuracy_drop": max_accuracy_drop,
+        "min_accuracy": min_accuracy,
+    }
+    given = {name: goal for name, goal in given.items() if goal is not None}
+    for name, goal in given.items():
+        check_number(name, goal)
+    if len(given) != 1:
         raise ValueError(
             "Exactly one of `budget`, `max_accuracy_drop` and `min_accuracy` must be "
             f"given. Received: budget={budget}, max_accuracy_drop={max_accuracy_drop}, "

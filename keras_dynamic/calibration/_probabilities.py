@@ -9,6 +9,12 @@ import math
 
 import numpy as np
 
+from keras_dynamic.calibration._arguments import (
+    check_number,
+    checked_count,
+    float_array,
+)
+
 # Probabilities are float32 in the network: one that underflowed to 0 there is known
 # only to lie below its smallest normal number, which stands in for it here, so that
 # one confident mistake costs 87.3 nats and not infinity.
@@ -35,7 +41,8 @@ def apply_temperature(log_probabilities, temperature):
         Float64 array of shape `(n, C)` whose rows sum to one.
 
     Raises:
-        ValueError: another shape, or a temperature that is not a positive number.
+        TypeError: for what are no numbers.
+        ValueError: another shape, or a temperature that is not positive.
 
     Example:
 
@@ -44,12 +51,13 @@ def apply_temperature(log_probabilities, temperature):
     # [[0.667 0.333]]: the odds of 4 to 1 become their square root, 2 to 1
     ```
     """
-    log_probabilities = np.asarray(log_probabilities, dtype=np.float64)
+    log_probabilities = float_array("log_probabilities", log_probabilities)
     if log_probabilities.ndim != 2:
         raise ValueError(
             "`log_probabilities` must have shape (samples, classes). Received: "
             f"shape={log_probabilities.shape}."
         )
+    check_number("temperature", temperature)
     if not 0 < temperature < math.inf:
         raise ValueError(
             "`temperature` must be a positive number. Received: "
@@ -220,11 +228,7 @@ def reliability_bins(probabilities, labels, num_bins=15):
         As there.
     """
     probabilities, labels = _check_probabilities(probabilities, labels)
-    if num_bins != int(num_bins) or num_bins < 1:
-        raise ValueError(
-            f"`num_bins` must be an integer of at least 1. Received: "
-            f"num_bins={num_bins}."
-        )
+    num_bins = checked_count("num_bins", num_bins)
     num_samples = labels.size
     if num_samples == 0:
         return np.zeros(0), np.zeros(0), np.zeros(0, np.intp)
@@ -233,7 +237,7 @@ def reliability_bins(probabilities, labels, num_bins=15):
         np.max(probabilities, axis=1), return_inverse=True, return_counts=True
     )
     right_share = np.bincount(group_of_row, weights=correct) / sizes
-    num_bins = min(int(num_bins), num_samples)
+    num_bins = min(num_bins, num_samples)
     starts = np.arange(num_bins) * num_samples // num_bins
     counts = np.diff(starts, append=num_samples)
     confidence, right = (
@@ -292,8 +296,7 @@ def check_rows(scores, labels, name):
         TypeError: labels that are not integers.
         ValueError: shapes or values other than those above.
     """
-    scores = np.asarray(scores, dtype=np.float64)
-    labels = np.asarray(labels)
+    scores, labels = float_array(name, scores), _label_array(labels)
     if scores.ndim != 2 or scores.shape[1] < 2:
         raise ValueError(
             f"`{name}` must have shape (samples, classes) with 2 classes or more; "
@@ -312,6 +315,15 @@ def check_rows(scores, labels, name):
             f"Received: from {labels.min()} to {labels.max()}."
         )
     return scores, labels.astype(np.intp)
+
+
+def _label_array(labels):
+    try:
+        return np.asarray(labels)
+    except ValueError:
+        raise TypeError(
+            "`labels` must be an array of integers. Received: rows of several lengths."
+        ) from None
 
 
 def _check_probabilities(probabilities, labels):

@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from keras_dynamic.calibration._arguments import float_array, listed
+
 
 def check_pricing(leaves, correct, exit_costs):
     """As `check_problem`, the costs as a function of a tuple of closed exits.
@@ -21,9 +23,12 @@ def check_pricing(leaves, correct, exit_costs):
 
 def check_problem(leaves, correct, exit_costs):
     """The three as arrays, or a ValueError or TypeError that names what is wrong."""
-    correct = np.asarray(correct)
-    exit_costs = np.asarray(exit_costs, dtype=np.float64)
-    leaves = [np.asarray(matrix) for matrix in leaves]
+    correct = boolean_array("correct", correct)
+    exit_costs = float_array("exit_costs", exit_costs)
+    leaves = [
+        boolean_array(f"leaves[{exit_index}]", matrix)
+        for exit_index, matrix in enumerate(listed("leaves", leaves))
+    ]
     num_early = len(leaves)
     if num_early == 0:
         raise ValueError(
@@ -36,7 +41,6 @@ def check_problem(leaves, correct, exit_costs):
         )
     if correct.shape[0] == 0:
         raise ValueError("`correct` must hold at least one sample. Received: none.")
-    check_boolean(correct, "correct")
     for exit_index, matrix in enumerate(leaves):
         name = f"leaves[{exit_index}]"
         if matrix.ndim != 2 or len(matrix) != len(correct) or matrix.shape[1] == 0:
@@ -44,7 +48,6 @@ def check_problem(leaves, correct, exit_costs):
                 f"`{name}` must have shape ({len(correct)}, candidates). Received: "
                 f"shape={matrix.shape}."
             )
-        check_boolean(matrix, name)
         if np.any(matrix[:, 0]):
             raise ValueError(
                 f"Column 0 of `{name}` must be all False, the closed exit. Received: "
@@ -63,7 +66,18 @@ def check_problem(leaves, correct, exit_costs):
     return leaves, correct, exit_costs
 
 
-def check_boolean(array, name):
-    """Raises a TypeError unless the array is boolean."""
+def boolean_array(name, values):
+    """An array of bools.
+
+    Raises:
+        TypeError: for what is none; numbers are none.
+    """
+    try:
+        array = np.asarray(values)
+    except ValueError:
+        raise TypeError(
+            f"`{name}` must be a boolean array. Received: rows of several lengths."
+        ) from None
     if array.dtype != np.bool_:
         raise TypeError(f"`{name}` must be boolean. Received: dtype={array.dtype}.")
+    return array

@@ -2,6 +2,12 @@
 
 import numpy as np
 
+from keras_dynamic.calibration._arguments import (
+    checked_bool,
+    checked_count,
+    float_array,
+)
+
 
 def candidate_thresholds(scores, limit=64):
     """Thresholds between observed scores, at evenly spaced quantiles.
@@ -25,7 +31,8 @@ def candidate_thresholds(scores, limit=64):
         fewer than two distinct scores were observed.
 
     Raises:
-        ValueError: another shape, or a limit below 1.
+        TypeError: scores that are not numbers, a limit that is none.
+        ValueError: another shape, or a limit that is no integer of at least 1.
 
     Example:
 
@@ -34,10 +41,7 @@ def candidate_thresholds(scores, limit=64):
     print(kd.calibration.candidate_thresholds(scores))  # [0.375 0.625]
     ```
     """
-    if limit != int(limit) or limit < 1:
-        raise ValueError(
-            f"`limit` must be an integer of at least 1. Received: limit={limit}."
-        )
+    limit = checked_count("limit", limit)
     scores = _finite_scores(scores)
     values, sizes = np.unique(scores, return_counts=True)
     low, high = values[:-1].astype(np.float64), values[1:].astype(np.float64)
@@ -71,6 +75,7 @@ def open_threshold(scores, leaves_above=True):
         A float, finite, that float32 holds exactly.
 
     Raises:
+        TypeError: scores that are not numbers, or a `leaves_above` that is no Boolean.
         ValueError: another shape.
 
     Example:
@@ -82,7 +87,7 @@ def open_threshold(scores, leaves_above=True):
     ```
     """
     scores = _finite_scores(scores)
-    if leaves_above:
+    if checked_bool("leaves_above", leaves_above):
         if scores.size == 0 or np.min(scores) > 0:
             return 0.0
         return _beyond(np.min(scores), -1)
@@ -90,7 +95,7 @@ def open_threshold(scores, leaves_above=True):
 
 
 def _finite_scores(scores):
-    scores = np.asarray(scores)
+    scores = float_array("scores", scores)
     if scores.ndim != 1:
         raise ValueError(
             f"`scores` must have shape (samples,). Received: shape={scores.shape}."

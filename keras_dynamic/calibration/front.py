@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from keras_dynamic.calibration._arguments import float_array
 from keras_dynamic.calibration._closing import front_passing_by
 from keras_dynamic.calibration._problem import check_pricing
 
@@ -21,6 +22,7 @@ def pareto_front(costs, accuracies):
         Boolean array of shape `(n,)`.
 
     Raises:
+        TypeError: for what are no numbers.
         ValueError: arrays of other shapes.
 
     Example:
@@ -30,8 +32,8 @@ def pareto_front(costs, accuracies):
     # [True True False]: the third costs more than the second and knows less
     ```
     """
-    costs = np.asarray(costs, dtype=np.float64)
-    accuracies = np.asarray(accuracies, dtype=np.float64)
+    costs = float_array("costs", costs)
+    accuracies = float_array("accuracies", accuracies)
     if costs.ndim != 1 or costs.shape != accuracies.shape:
         raise ValueError(
             "`costs` and `accuracies` must have one shape (points,). Received: shapes "

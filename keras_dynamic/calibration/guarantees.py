@@ -8,6 +8,14 @@ import dataclasses
 import numpy as np
 from scipy import stats
 
+from keras_dynamic.calibration._arguments import (
+    check_max_risk,
+    check_number,
+    checked_count,
+    float_array,
+)
+from keras_dynamic.calibration._problem import boolean_array
+
 __all__ = [
     "Certificate",
     "PathStep",
@@ -129,6 +137,10 @@ def risk_p_value(num_lost, num_samples, max_risk):
     Returns:
         A float, or an array.
 
+    Raises:
+        TypeError: for what is no number.
+        ValueError: for a number out of its range.
+
     Example:
 
     ```python
@@ -140,6 +152,24 @@ def risk_p_value(num_lost, num_samples, max_risk):
         Clopper and Pearson, "The use of confidence or fiducial limits illustrated in
         the case of the binomial", Biometrika 1934 (one-sided).
     """
+    num_samples = checked_count("num_samples", num_samples, least=0)
+    check_number("max_risk", max_risk)
+    if not 0 <= max_risk <= 1:
+        raise ValueError(
+            f"`max_risk` must lie in [0, 1]. Received: max_risk={max_risk}."
+        )
+    if np.ndim(num_lost) == 0:
+        check_number("num_lost", num_lost)
+    lost = float_array("num_lost", num_lost)
+    if not np.all((0 <= lost) & (lost <= num_samples) & (lost == np.floor(lost))):
+        raise ValueError(
+            f"`num_lost` must hold integers in [0, {num_samples}], the number of "
+            f"samples. Received: num_lost={num_lost}."
+        )
+    return _p_value(lost, num_samples, max_risk)
+
+
+def _p_value(num_lost, num_samples, max_risk):
     value = stats.binom.cdf(num_lost, num_samples, max_risk)
     return float(value) if np.ndim(value) == 0 else value
 
@@ -151,6 +181,10 @@ def samples_to_certify(max_risk, confidence, risk=0.0):
         max_risk: Float in [0, 1), the bound to be promised.
         confidence: Float in (0, 1).
         risk: Float in [0, 1], the share of samples that are lost. Defaults to 0.
+
+    Raises:
+        TypeError: for what is no number.
+        ValueError: for a number out of its range.
 
     Returns:
         The least integer n for which some number of losses, at least `risk` * n, has
@@ -165,6 +199,11 @@ def samples_to_certify(max_risk, confidence, risk=0.0):
     print(kd.calibration.samples_to_certify(0.01, 0.95, risk=0.02))  # None
     ```
     """
+    check_max_risk(max_risk)
+    _check_confidence(confidence)
+    check_number("risk", risk)
+    if not 0 <= risk <= 1:
+        raise ValueError(f"`risk` must lie in [0, 1]. Received: risk={risk}.")
     if risk >= max_risk:
         return None
     level = 1 - confidence
@@ -172,10 +211,10 @@ def samples_to_certify(max_risk, confidence, risk=0.0):
     def least_samples(num_lost):
         # The p-value falls as samples without a loss are added.
         low, high = num_lost, num_lost + 1
-        while risk_p_value(num_lost, high, max_risk) > level:
+        while _p_value(num_lost, high, max_risk) > level:
             low, high = high, 2 * high
         return _first(
-            lambda size: risk_p_value(num_lost, size, max_risk) <= level, low, high
+            lambda size: _p_value(num_lost, size, max_risk) <= level, low, high
         )
 
     # The rate that may be lost, num_lost / least_samples, rises with num_lost.
@@ -225,29 +264,29 @@ def certify(lost, max_risk, confidence):
         Predictive Algorithms to Achieve Risk Control", 2021. The p-values are those of
         the binomial distribution, exact for a loss that is 0 or 1.
     """
-    lost = np.asarray(lost)
-    if lost.dtype != np.bool_:
-        raise TypeError(f"`lost` must be boolean. Received: dtype={lost.dtype}.")
+    lost = boolean_array("lost", lost)
     if lost.ndim != 2:
         raise ValueError(
             f"`lost` must have shape (samples, steps). Received: shape={lost.shape}."
         )
-    if not 0 <= max_risk < 1:
-        raise ValueError(
-            f"`max_risk` must lie in [0, 1). Received: max_risk={max_risk}."
-        )
-    if not 0 < confidence < 1:
-        raise ValueError(
-            f"`confidence` must lie in (0, 1). Received: confidence={confidence}."
-        )
+    check_max_risk(max_risk)
+    _check_confidence(confidence)
     p_values = []
     for num_lost in np.sum(lost, axis=0):
-        p_values.append(risk_p_value(int(num_lost), len(lost), max_risk))
+        p_values.append(_p_value(int(num_lost), len(lost), max_risk))
         if p_values[-1] > 1 - confidence:
             break
     passed = sum(value <= 1 - confidence for value in p_values)
     untested = [None] * (lost.shape[1] - len(p_values))
     return passed, tuple(p_values + untested)
+
+
+def _check_confidence(confidence):
+    check_number("confidence", confidence)
+    if not 0 < confidence < 1:
+        raise ValueError(
+            f"`confidence` must lie in (0, 1). Received: confidence={confidence}."
+        )
 
 
 def _first(is_true, low, high):

@@ -7,6 +7,7 @@ import math
 
 import numpy as np
 
+from keras_dynamic.calibration._arguments import check_max_risk
 from keras_dynamic.calibration._closing import cost_passing_by, front_passing_by
 from keras_dynamic.calibration._problem import check_pricing
 from keras_dynamic.calibration._search import Goal
@@ -60,10 +61,7 @@ def risk_path(leaves, correct, exit_costs, max_risk):
     ```
     """
     leaves, correct, costs_of = check_pricing(leaves, correct, exit_costs)
-    if not 0 <= max_risk < 1:
-        raise ValueError(
-            f"`max_risk` must lie in [0, 1). Received: max_risk={max_risk}."
-        )
+    check_max_risk(max_risk)
     num_samples = len(correct)
     kept = correct | ~correct[:, -1:]
     walk = Walk(leaves, kept, costs_of(()))

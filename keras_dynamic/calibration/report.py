@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from keras_dynamic._files import write_whole
+from keras_dynamic.calibration._arguments import float_array, listed
 from keras_dynamic.calibration._baselines import check_baselines
 from keras_dynamic.calibration._closing import front_passing_by
 from keras_dynamic.calibration._exit_report import (
@@ -247,7 +248,7 @@ def build_report(
         A `CalibrationReport`.
 
     Raises:
-        TypeError: labels that are not integers.
+        TypeError: labels that are not integers, or another argument of a wrong type.
         ValueError: shapes, lengths or values other than those above.
 
     Example:
@@ -269,18 +270,27 @@ def build_report(
     print(report.mean_cost)  # 0.75
     ```
     """
+    log_probabilities = listed("log_probabilities", log_probabilities)
     num_exits = len(log_probabilities)
+    _check_names(rule, goal)
+    for fit in listed("temperatures", temperatures):
+        if not hasattr(fit, "temperature"):
+            raise TypeError(
+                "`temperatures` must hold a `TemperatureFit` for each exit. Received: "
+                f"{fit!r} of type {type(fit)}."
+            )
     if num_exits == 0:
         raise ValueError(
             "`log_probabilities` must hold an array for each exit. Received: none."
         )
+    exit_costs = float_array("exit_costs", exit_costs)
     for name, values, length in (
         ("temperatures", temperatures, num_exits),
         ("thresholds", thresholds, num_exits - 1),
-        ("exit_costs", np.transpose(exit_costs), num_exits),
+        ("exit_costs", exit_costs.T, num_exits),
         ("names", names, num_exits),
     ):
-        if len(values) != length:
+        if len(listed(name, values)) != length:
             raise ValueError(
                 f"`{name}` must have {length} entries for {num_exits} exits, the "
                 f"final one included. Received: {len(values)} entries."
@@ -292,7 +302,6 @@ def build_report(
     labels = checked[0][1]
     exit_index = _check_exit_index(exit_index, labels.size, num_exits)
     correct = np.stack([correct_rows(scores, labels) for scores, _ in checked], axis=1)
-    exit_costs = np.asarray(exit_costs, dtype=np.float64)
     exit_costs = np.broadcast_to(exit_costs, correct.shape)
     exits = tuple(
         exit_report(
@@ -334,8 +343,26 @@ def _curve(leaves, correct, exit_costs, costs_of):
     return tuple(zip(front.mean_cost[kept].tolist(), accuracies.tolist(), strict=True))
 
 
+def _check_names(rule, goal):
+    if not isinstance(rule, str):
+        raise TypeError(
+            f"`rule` must be the name of a rule. Received: rule={rule!r} of type "
+            f"{type(rule)}."
+        )
+    is_pair = isinstance(goal, (tuple, list)) and len(goal) == 2
+    if goal is not None and not is_pair:
+        raise TypeError(
+            "`goal` must be a pair (name, value), or None. Received: "
+            f"goal={goal!r} of type {type(goal)}."
+        )
+
+
 def _check_exit_index(exit_index, num_samples, num_exits):
     exit_index = np.asarray(exit_index)
+    if exit_index.size and exit_index.dtype.kind not in "iu":
+        raise TypeError(
+            f"`exit_index` must be integers. Received: dtype={exit_index.dtype}."
+        )
     if exit_index.shape != (num_samples,):
         raise ValueError(
             f"`exit_index` must have shape ({num_samples},), one for each label. "

@@ -13,13 +13,14 @@ import math
 
 import numpy as np
 
+from keras_dynamic.calibration._arguments import check_number, listed
 from keras_dynamic.calibration._goals import (
     check_goals,
     most_lost,
     unreachable_accuracy,
     unreachable_budget,
 )
-from keras_dynamic.calibration._problem import check_boolean, check_problem
+from keras_dynamic.calibration._problem import boolean_array, check_problem
 from keras_dynamic.calibration._search import Goal, Search
 from keras_dynamic.calibration._walk import Walk, first_exit
 
@@ -74,7 +75,10 @@ def exit_indices(leave_columns):
     print(kd.calibration.exit_indices([first, second]))  # [0 1 2]
     ```
     """
-    leave_columns = [np.asarray(column) for column in leave_columns]
+    leave_columns = [
+        boolean_array(f"leave_columns[{exit_index}]", column)
+        for exit_index, column in enumerate(listed("leave_columns", leave_columns))
+    ]
     if not leave_columns:
         raise ValueError(
             "`leave_columns` must hold an array for each early exit. Received: none."
@@ -85,7 +89,6 @@ def exit_indices(leave_columns):
                 "`leave_columns` must hold arrays of one shape (samples,). Received: "
                 f"shape={column.shape} at exit {exit_index}."
             )
-        check_boolean(column, f"leave_columns[{exit_index}]")
     return first_exit(leave_columns, 0, len(leave_columns))
 
 
@@ -151,7 +154,8 @@ def choose_thresholds(
         A `ThresholdChoice`.
 
     Raises:
-        TypeError: `leaves` or `correct` that are not boolean.
+        TypeError: `leaves` or `correct` that are not boolean, a goal that is no
+            number.
         ValueError: none or several of the goals, a goal out of its range, other
             shapes, no samples, or costs that are not positive numbers.
         UnreachableGoal: a ValueError, for a budget below the lowest mean cost found,
@@ -178,6 +182,12 @@ def choose_thresholds(
     """
     leaves, correct, exit_costs = check_problem(leaves, correct, exit_costs)
     check_goals(budget, max_accuracy_drop, min_accuracy)
+    check_number("standard_errors", standard_errors)
+    if not 0 <= standard_errors < math.inf:
+        raise ValueError(
+            "`standard_errors` must be finite and >= 0. Received: "
+            f"standard_errors={standard_errors}."
+        )
     walk = Walk(leaves, correct, exit_costs)
     if budget is None:
         final = int(np.sum(correct[:, -1])), len(correct)

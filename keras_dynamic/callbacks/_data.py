@@ -32,8 +32,9 @@ def checked_pairs(name, data):
             )
         return tuple(data)
     check_repeatable(name, data)
-    no_dataset = (np.ndarray, tf.Tensor, str, dict, int, float)
-    if data is None or isinstance(data, no_dataset):
+    no_dataset = (np.ndarray, tf.Tensor, str, bytes, dict, set, int, float)
+    readable = hasattr(data, "__iter__") or hasattr(data, "__getitem__")
+    if not readable or isinstance(data, no_dataset):
         raise TypeError(
             f"`{name}` must be (x, y), or a dataset of such pairs. Received: "
             f"{type(data)}."

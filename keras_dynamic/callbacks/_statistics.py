@@ -3,13 +3,14 @@
 import keras
 import numpy as np
 
-from keras_dynamic._compat import BatchIterator, keeping_losses, layers_within
+from keras_dynamic._compat import keeping_losses, layers_within
 from keras_dynamic.layers._gate_records import listening
 from keras_dynamic.layers._selector import soft_weights
 from keras_dynamic.layers.skip_gate import SkipGate
 from keras_dynamic.layers.sparse_moe import SparseMoE
 from keras_dynamic.models import rules
 from keras_dynamic.models.dynamic_model import DynamicModel
+from keras_dynamic.models.feeding import batches_over
 
 __all__ = ["histograms_of", "is_dynamic"]
 
@@ -59,7 +60,7 @@ def _dense_pass(model, x, batch_size, has_selector):
     """(records, weights): what every gate did with all samples, exits or not, and the
     sum of the selector's soft weights."""
     records, weights = [], 0.0
-    for _, _, batches in BatchIterator(x=x, batch_size=batch_size):
+    for _, _, batches in batches_over(x, batch_size):
         for batch in batches:
             inputs, _, _ = keras.utils.unpack_x_y_sample_weight(batch)
             # Eagerly: a batch's records then have no graph that they cannot leave.

@@ -65,7 +65,9 @@ class TemperatureSchedule(Schedule):
         check_schedule(schedule)
         super().__init__(update_freq, verbose)
         if layers is not None and (
-            isinstance(layers, str) or not all(isinstance(name, str) for name in layers)
+            isinstance(layers, str)
+            or not hasattr(layers, "__iter__")
+            or not all(isinstance(name, str) for name in layers)
         ):
             raise TypeError(
                 "`layers` must be a list of names of layers, or None. Received: "

@@ -91,6 +91,8 @@ class TensorBoard(keras.callbacks.TensorBoard):
         check_repeatable("data", data)
         self.data = data
         self.data_freq = positive_integer("data_freq", data_freq)
+        if batch_size is not None:
+            positive_integer("batch_size", batch_size)
         self.batch_size = batch_size
         self._next_step, self._steps_before = 0, None
 

@@ -5,17 +5,45 @@ import numbers
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 __all__ = [
+    "check_one_tensor",
     "checked_bool",
     "checked_gate",
     "checked_layer",
     "checked_rate",
     "checked_shortcut",
+    "checked_tensor",
     "nonnegative",
     "numbers_in",
     "positive_integer",
 ]
+
+
+def check_one_tensor(input_shape):
+    """Raises for a shape that is none, or a structure of several."""
+    nested = isinstance(input_shape, dict) or any(
+        isinstance(size, (list, tuple, dict)) for size in input_shape or ()
+    )
+    if input_shape is None or nested:
+        raise ValueError(
+            f"`inputs` must be one tensor. Received: shapes {input_shape}."
+        )
+
+
+def checked_tensor(name, values):
+    """A tensor of numbers or bools."""
+    try:
+        tensor = tf.convert_to_tensor(values)
+    except (TypeError, ValueError):
+        raise TypeError(
+            f"`{name}` must be a tensor or an array. Received: {name} of type "
+            f"{type(values)}."
+        ) from None
+    if tensor.dtype == tf.string:
+        raise TypeError(f"`{name}` must hold numbers. Received: strings.")
+    return tensor
 
 
 def nonnegative(name, value):
@@ -77,7 +105,10 @@ def checked_bool(name, value):
 
 def numbers_in(name, values):
     """A list of floats from a flat list, tuple or array of numbers."""
-    array = np.asarray(values)
+    try:
+        array = np.asarray(values)
+    except ValueError:  # rows of several lengths
+        array = np.array(None)
     if array.ndim != 1 or array.dtype.kind not in "fiu":
         raise TypeError(
             f"`{name}` must be a flat list of numbers. Received: {name}={values!r}."

@@ -11,7 +11,11 @@ import numpy as np
 import tensorflow as tf
 
 from keras_dynamic._compat import calls_before
-from keras_dynamic.layers._checks import nonnegative, positive_integer
+from keras_dynamic.layers._checks import (
+    check_one_tensor,
+    nonnegative,
+    positive_integer,
+)
 from keras_dynamic.layers.routers import (
     DenseRouter,
     ExpertChoiceRouter,
@@ -284,7 +288,7 @@ def checked_devices(devices, num_experts):
     """A device name for each expert, in turn; None for None."""
     if devices is None:
         return None
-    if isinstance(devices, str) or not devices:
+    if not isinstance(devices, (list, tuple)) or not devices:
         raise TypeError(
             "`devices` must be a list of device names such as ['GPU:0', 'GPU:1']. "
             f"Received: devices={devices!r}."
@@ -328,10 +332,7 @@ def _matching(device):
 
 def check_input(layer, input_shape):
     """Raises where a `SparseMoE` cannot be built for inputs of that shape."""
-    if isinstance(input_shape, dict) or isinstance(input_shape[0], (list, tuple)):
-        raise ValueError(
-            f"`inputs` must be one tensor. Received: shapes {input_shape}."
-        )
+    check_one_tensor(input_shape)
     if len(input_shape) < 2 or input_shape[-1] is None:
         raise ValueError(
             "`inputs` must be (batch, features) or (batch, ..., features), the "

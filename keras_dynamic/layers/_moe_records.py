@@ -3,11 +3,19 @@
 import dataclasses
 from typing import Any
 
+import keras
 import tensorflow as tf
 
 from keras_dynamic.ops._means import log
 
-__all__ = ["MoERecord", "record_of", "totals_of"]
+__all__ = ["MoERecord", "record_of", "totals_of", "unique_name"]
+
+
+def unique_name():
+    """The name of the next layer, which its logs are named after: as Keras numbers
+    layers, whose own word for the class would be "sparse_mo_e"."""
+    number = keras.backend.get_uid("sparse_moe") - 1
+    return f"sparse_moe_{number}" if number else "sparse_moe"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -141,19 +141,25 @@ def _dense_road(experts, number, rows, mask, choices):
     ids = tf.range(tf.size(choices.experts))
     cells = choices.experts * num_rows + choices.row_of(ids, num_rows)
     cells = tf.where(choices.experts < 0, number * num_rows, cells)
-    total = number * num_rows + 1
-    weights = tf.math.unsorted_segment_sum(choices.weights, cells, total)[:-1]
-    weights = tf.reshape(weights, [number, num_rows])
+    cells_and_one = number * num_rows + 1
+
+    def by_expert(values):
+        sums = tf.math.unsorted_segment_sum(values, cells, cells_and_one)[:-1]
+        return tf.reshape(sums, [number, num_rows])
+
+    weights = by_expert(choices.weights)
+    # Not where weights are 0: a choice with that weight may be a NaN on all roads.
+    asked = by_expert(tf.ones_like(choices.weights)) > 0
     if not choices.complete:
         # What nobody computes may be anything, and 0 times a NaN is a NaN.
-        chosen = tf.reduce_any(weights != 0, axis=0)
+        chosen = tf.reduce_any(asked, axis=0)
         rows = tf.where(_like(chosen, rows), rows, tf.zeros_like(rows))
     total = None
     for expert in range(number):
         answer = experts.of_all(expert, rows, mask)
-        weight = _like(tf.cast(weights[expert], answer.dtype), answer)
         # An answer that nobody asked for may have overflown.
-        term = tf.math.multiply_no_nan(answer, weight)
+        answer = tf.where(_like(asked[expert], answer), answer, tf.zeros_like(answer))
+        term = _weighted(answer, weights[expert])
         total = term if total is None else total + term
     return total
 

@@ -6,7 +6,7 @@ import keras
 from keras import ops
 
 from keras_dynamic._compat import get_mask, set_mask
-from keras_dynamic.layers._checks import positive_integer
+from keras_dynamic.layers._checks import check_one_tensor, positive_integer
 from keras_dynamic.ops.pooling import (
     grid_for_map,
     largest,
@@ -96,6 +96,7 @@ class PooledHead(keras.layers.Layer):
 
     def count_features(self, input_shape):
         """Length of the vector that the pooling makes of such an input."""
+        check_one_tensor(input_shape)
         self._check_rank(input_shape)
         self._built_grid = self._grid_for(input_shape)
         return self._pooled_features(input_shape)

@@ -7,6 +7,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_dynamic.layers._checks import checked_tensor
 from keras_dynamic.layers._pooled_head import PooledHead
 
 __all__ = ["EarlyExit"]
@@ -144,6 +145,8 @@ class EarlyExit(PooledHead):
         # Softmax and what follows (rules, losses) want float32.
         outputs = self.activation(ops.cast(self._logits(inputs, mask), "float32"))
         if targets is not None:
+            if not hasattr(targets, "shape"):
+                targets = checked_tensor("targets", targets)
             loss = ops.cast(self._loss_of(targets, outputs), "float32")
             self.add_loss(ops.convert_to_tensor(self.current_loss_weight) * loss)
         return outputs

@@ -4,6 +4,7 @@ import numbers
 
 import keras
 
+from keras_dynamic.layers._checks import check_one_tensor
 from keras_dynamic.layers._choosing import ChoosingLayer
 
 __all__ = ["GumbelSoftmax"]
@@ -112,6 +113,7 @@ class GumbelSoftmax(ChoosingLayer):
         self.supports_masking = True
 
     def build(self, input_shape):
+        check_one_tensor(input_shape)
         rank = len(input_shape)
         if not -rank <= self.axis < rank:
             raise ValueError(

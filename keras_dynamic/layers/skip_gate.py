@@ -12,6 +12,7 @@ from keras_dynamic._compat import (
     set_mask,
 )
 from keras_dynamic.layers._checks import (
+    check_one_tensor,
     checked_bool,
     checked_gate,
     checked_layer,
@@ -209,10 +210,7 @@ class SkipGate(ChoosingLayer):
             self._gap = ObservedMean(f"{self.name}_gap")
 
     def build(self, input_shape):
-        if isinstance(input_shape, dict) or isinstance(input_shape[0], (list, tuple)):
-            raise ValueError(
-                f"`inputs` must be one tensor. Received: shapes {input_shape}."
-            )
+        check_one_tensor(input_shape)
         spec = keras.KerasTensor((None, *input_shape[1:]), self.compute_dtype)
         logits = _spec_of(self._gate, spec)
         if tuple(logits.shape[1:]) != (1,):

@@ -4,7 +4,12 @@ import keras
 import tensorflow as tf
 
 from keras_dynamic._compat import get_mask, keeping_losses
-from keras_dynamic.layers._checks import checked_bool, nonnegative, positive_integer
+from keras_dynamic.layers._checks import (
+    checked_bool,
+    checked_tensor,
+    nonnegative,
+    positive_integer,
+)
 from keras_dynamic.layers._experts import build_experts, feed_forwards
 from keras_dynamic.layers._gate_records import report
 from keras_dynamic.layers._moe_arguments import (
@@ -31,7 +36,7 @@ from keras_dynamic.layers._moe_choices import (
     with_capacity,
 )
 from keras_dynamic.layers._moe_losses import routing_losses
-from keras_dynamic.layers._moe_records import record_of, totals_of
+from keras_dynamic.layers._moe_records import record_of, totals_of, unique_name
 from keras_dynamic.layers._moe_roads import ROADS, mixture_of
 from keras_dynamic.layers._observed import ObservedRouting
 from keras_dynamic.layers._sub_layers import output_shape
@@ -206,7 +211,7 @@ class SparseMoE(keras.layers.Layer):
         **kwargs,
     ):
         if kwargs.get("name") is None:
-            kwargs["name"] = _unique_name()
+            kwargs["name"] = unique_name()
         super().__init__(**kwargs)
         experts, number = checked_experts(experts, num_experts)
         self.num_experts = positive_integer("num_experts", number)
@@ -236,8 +241,8 @@ class SparseMoE(keras.layers.Layer):
         self.balance_loss, self.balance_weight = balance_loss, balance_weight
         self._balance = checked_losses(balance_loss, balance_weight, self.router)
         self.z_weight = nonnegative("z_weight", z_weight)
-        self.devices = None if devices is None else list(devices)
         self.device_of_experts = checked_devices(devices, self.num_experts)
+        self.devices = None if devices is None else list(devices)
         self.activation = checked_activation(activation)
         self.gated = checked_bool("gated", gated)
         self.use_bias = checked_bool("use_bias", use_bias)
@@ -254,6 +259,7 @@ class SparseMoE(keras.layers.Layer):
     def build(self, input_shape):
         check_input(self, input_shape)
         features = input_shape[-1]
+        self.input_spec = keras.layers.InputSpec(min_ndim=2, axes={-1: features})
         if not self.router.built:  # loading builds a router of one's own
             self.router.build((input_shape[0], None, features))
         unit = self._shape_of_a_unit(input_shape)
@@ -322,7 +328,8 @@ class SparseMoE(keras.layers.Layer):
             A `kd.routers.Routing`; of padding it says nobody. With `route="input"`
             there is one token a sample.
         """
-        inputs = tf.convert_to_tensor(inputs)
+        inputs = checked_tensor("inputs", inputs)
+        check_input(self, tuple(inputs.shape))
         mask = get_mask(inputs) if mask is None else mask
         if not self.built:
             self.build(inputs.shape)
@@ -390,9 +397,3 @@ class SparseMoE(keras.layers.Layer):
         if self.route == "token":
             return (None, input_shape[-1])
         return (None, *input_shape[1:])
-
-
-def _unique_name():
-    """As Keras numbers layers, whose name for the class would be "sparse_mo_e"."""
-    number = keras.backend.get_uid("sparse_moe") - 1
-    return f"sparse_moe_{number}" if number else "sparse_moe"

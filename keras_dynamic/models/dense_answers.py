@@ -7,10 +7,9 @@ import numpy as np
 import tensorflow as tf
 from keras import tree, utils
 
-from keras_dynamic._compat import BatchIterator
 from keras_dynamic.models import rules
 from keras_dynamic.models.batch_axis import same_rows
-from keras_dynamic.models.feeding import arranged
+from keras_dynamic.models.feeding import arranged, batches_over
 from keras_dynamic.models.per_exit import target_of_final
 from keras_dynamic.models.rows import count_rows, rows_with_nan
 from keras_dynamic.ops.confidence import log_probabilities
@@ -83,7 +82,7 @@ def dense_answers(model, x, y, batch_size, steps, rule=None):
             "`y` must be an array of labels (or a list of arrays, one an exit). "
             f"Received: y of type {type(y)} with items of type {type(y[0])}."
         )
-    iterator = BatchIterator(x=x, y=y, batch_size=batch_size, steps_per_epoch=steps)
+    iterator = batches_over(x, batch_size, steps, y=y)
     for _, _, batches in iterator:
         for data in batches:
             x_batch, y_batch, weight = utils.unpack_x_y_sample_weight(data)

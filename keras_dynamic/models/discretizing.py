@@ -6,11 +6,13 @@ import keras
 import numpy as np
 from keras import tree
 
-from keras_dynamic._compat import BatchIterator, layers_within
+from keras_dynamic._compat import layers_within
+from keras_dynamic.layers._checks import checked_bool
 from keras_dynamic.layers._gate_records import collecting
 from keras_dynamic.layers.blended_activation import BlendedActivation
 from keras_dynamic.layers.layer_choice import LayerChoice
 from keras_dynamic.layers.skip_gate import SkipGate
+from keras_dynamic.models.feeding import batches_over
 from keras_dynamic.models.rebuilding import Rebuilder, check_functional
 
 __all__ = ["Discretization", "discretize"]
@@ -75,6 +77,7 @@ def discretize(model, x=None, batch_size=None, return_report=False):
         A model of the same kind, or (model, report).
 
     Raises:
+        TypeError: for a `return_report` that is no bool.
         ValueError: if `model` is no such model.
 
     Example:
@@ -89,6 +92,7 @@ def discretize(model, x=None, batch_size=None, return_report=False):
     ```
     """
     check_functional(model)
+    checked_bool("return_report", return_report)
     if x is not None and not any(True for _ in _batches(x, batch_size)):
         raise ValueError("`x` must hold at least one sample. Received: none.")
     rates = {} if x is None else _open_rates(model, x, batch_size)
@@ -185,7 +189,7 @@ class _Without:
 
 
 def _batches(x, batch_size):
-    for _, _, batches in BatchIterator(x=x, batch_size=batch_size):
+    for _, _, batches in batches_over(x, batch_size):
         for batch in batches:
             yield keras.utils.unpack_x_y_sample_weight(batch)[0]
 
@@ -197,6 +201,8 @@ def _open_rates(model, x, batch_size):
         with collecting() as records:
             model(batch, training=False)
         for record in records:
+            if not isinstance(record.gate, SkipGate):  # mixtures tell too
+                continue
             key = id(record.gate)
             reached[key] = reached.get(key, 0.0) + float(np.sum(record.reached))
             opened[key] = opened.get(key, 0.0) + float(np.sum(record.opened))

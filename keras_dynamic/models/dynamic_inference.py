@@ -1,5 +1,7 @@
 """What a `DynamicModel` does besides training: its methods for the dynamic road."""
 
+import os
+
 from keras_dynamic.layers._checks import positive_integer
 from keras_dynamic.models import calibrating, certifying, inference, rules
 from keras_dynamic.models.serving import DynamicFunction
@@ -269,5 +271,11 @@ class DynamicInference:
             ImportError: if a package is missing.
         """
         from keras_dynamic.models.export import export
+
+        if not isinstance(filepath, (str, os.PathLike)):
+            raise TypeError(
+                f"`filepath` must be a path. Received: filepath={filepath!r} of type "
+                f"{type(filepath)}."
+            )
 
         export(self, filepath, format, verbose, input_signature, kwargs)

@@ -27,7 +27,7 @@ _COLUMNS = ("outputs", "exit_index", "confidence", "probabilities")
 
 def export(model, filepath, format, verbose, input_signature, options):
     """See `DynamicModel.export`."""
-    if format not in _OPTIONS:
+    if not isinstance(format, str) or format not in _OPTIONS:
         raise ValueError(
             f"`format` must be one of {sorted(_OPTIONS)}: elsewhere the exits would "
             f"all be computed. Received: format={format!r}."

@@ -1,9 +1,48 @@
 """What a user feeds, in the order of the model's own inputs."""
 
 import keras
+import numpy as np
 from keras import tree
 
-__all__ = ["arranged"]
+from keras_dynamic._compat import BatchIterator
+from keras_dynamic.layers._checks import positive_integer
+
+__all__ = ["arranged", "batches_over"]
+
+
+def batches_over(x, batch_size=None, steps=None, **targets):
+    """A `BatchIterator`, its arguments checked.
+
+    Args:
+        x, batch_size, steps: as in `predict`.
+        **targets: `y` and `sample_weight`, as in `fit`.
+
+    Raises:
+        TypeError: for strings in NumPy arrays, and a size that is no integer.
+        ValueError: for data that holds nothing, and a size below 1.
+    """
+    for name, size in (("batch_size", batch_size), ("steps", steps)):
+        if size is not None:
+            positive_integer(name, size)
+    if all(leaf is None for leaf in tree.flatten(x)):
+        raise ValueError(f"`x` must hold samples, as in `predict`. Received: x={x}.")
+    for name, data in {"x": x, **targets}.items():
+        for leaf in tree.flatten(data):
+            _check_leaf(name, leaf)
+    return BatchIterator(x=x, batch_size=batch_size, steps_per_epoch=steps, **targets)
+
+
+def _check_leaf(name, leaf):
+    if getattr(leaf, "shape", None) == ():
+        raise ValueError(
+            f"`{name}` must hold samples along axis 0. Received: {leaf!r}, which has "
+            "no axes."
+        )
+    if isinstance(leaf, np.ndarray) and leaf.dtype.kind in "OUS":
+        raise TypeError(
+            f"`{name}` must hold arrays of numbers; strings come as tensors "
+            f"(`tf.constant`). Received: an array of dtype {leaf.dtype}."
+        )
 
 
 def arranged(structure, x):

@@ -12,7 +12,7 @@ from keras import tree
 from keras_dynamic._compat import BatchIterator, absent_as_none
 from keras_dynamic.models import rules
 from keras_dynamic.models.engine import CompiledWalk
-from keras_dynamic.models.feeding import arranged
+from keras_dynamic.models.feeding import arranged, batches_over
 from keras_dynamic.models.joining import Joined, rows_at_once
 from keras_dynamic.models.per_exit import target_of_final
 from keras_dynamic.models.pools import Pools
@@ -179,7 +179,7 @@ def predict_dynamic(model, x, batch_size, verbose, steps, callbacks, rule):
         logs,
         x=x,
         batch_size=batch_size,
-        steps_per_epoch=steps,
+        steps=steps,
     )
     try:
         for x_batch, _, _, is_long in batches:
@@ -199,8 +199,10 @@ def predict_dynamic(model, x, batch_size, verbose, steps, callbacks, rule):
 def stream_dynamic(model, x, batch_size, steps, rule):
     """See `DynamicModel.stream_dynamic`."""
     under = _under(model, rule)
-    data = {"x": x, "batch_size": batch_size, "steps_per_epoch": steps}
-    batches = _batches(model, "predict", None, 0, {}, **_checked_data(data))
+    if x is None:  # at once, and not when the first answer is asked for
+        batches_over(x)
+    data = {"batch_size": batch_size, "steps": steps}
+    batches = _batches(model, "predict", None, 0, {}, x, **data)
 
     def answers():
         with contextlib.closing(batches):
@@ -228,7 +230,7 @@ def evaluate_dynamic(
         y=y,
         sample_weight=sample_weight,
         batch_size=batch_size,
-        steps_per_epoch=steps,
+        steps=steps,
     )
     later = []  # targets that wait for the answers
     try:
@@ -292,14 +294,13 @@ def _batches(model, mode, callbacks, verbose, logs, x, **data):
         mode: "predict" or "test", whose callbacks are called.
         logs: dict that the consumer fills; callbacks see it at the end of a batch.
         x: what `predict` takes.
-        **data: the remaining arguments of `BatchIterator`.
+        **data: the remaining arguments of `batches_over`.
     """
-    _checked_data({"x": x})
     if _is_empty(x):
         model.road.check_input(x)
         iterator = []
     else:
-        iterator = BatchIterator(x=x, **data)
+        iterator = batches_over(x, **data)
     if not isinstance(callbacks, keras.callbacks.CallbackList):
         callbacks = keras.callbacks.CallbackList(
             callbacks,
@@ -337,13 +338,6 @@ def _batches(model, mode, callbacks, verbose, logs, x, **data):
         if not finished and isinstance(iterator, BatchIterator):
             iterator.abandon()
     end(*([dict(logs)] if mode == "test" else []))
-
-
-def _checked_data(data):
-    """`data`, a dict; a ValueError if there is no `x` in it."""
-    if data["x"] is None:
-        raise ValueError("`x` must hold samples, as in `predict`. Received: x=None.")
-    return data
 
 
 def _is_empty(x):

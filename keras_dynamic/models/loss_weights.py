@@ -15,7 +15,7 @@ def as_variable(weight):
     """
     if hasattr(weight, "assign"):
         return weight
-    return _variable(1.0 if weight is None else float(np.asarray(weight)))
+    return _variable(1.0 if weight is None else _checked(weight))
 
 
 def new_switch():
@@ -39,6 +39,20 @@ class Scaled:
         weight = tf.cast(tf.convert_to_tensor(self._weight), tf.float32)
         factor = tf.cast(tf.convert_to_tensor(self._factor), tf.float32)
         return tf.cast(weight * factor, dtype or tf.float32)
+
+
+def _checked(weight):
+    value = np.asarray(weight)
+    if value.ndim or value.dtype.kind not in "fiu":
+        raise TypeError(
+            "`loss_weights` must hold a number for each exit. Received: "
+            f"{weight!r} of type {type(weight)}."
+        )
+    if not 0 <= value < np.inf:
+        raise ValueError(
+            f"`loss_weights` must be finite and >= 0. Received: {weight!r}."
+        )
+    return float(value)
 
 
 def _variable(value):

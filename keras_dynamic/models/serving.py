@@ -5,6 +5,7 @@ import tensorflow as tf
 from keras import tree
 
 from keras_dynamic._compat import frozen
+from keras_dynamic.layers._checks import checked_tensor
 from keras_dynamic.models import rules
 from keras_dynamic.models.engine import Walk
 from keras_dynamic.models.feeding import arranged
@@ -172,7 +173,7 @@ def _example(spec):
 
 def _as(tensor, spec):
     """`tensor` with the dtype of a spec; a ValueError for another shape."""
-    tensor = tf.convert_to_tensor(tensor)
+    tensor = checked_tensor("x", tensor)
     if not spec.shape.is_compatible_with(tensor.shape):
         raise ValueError(
             f"`x` must be a batch of shape {tuple(spec.shape)}. Received: shape "

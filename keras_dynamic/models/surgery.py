@@ -2,6 +2,7 @@
 
 import keras
 
+from keras_dynamic._compat import functional_of
 from keras_dynamic.models.graph import build_graph, run_steps
 from keras_dynamic.models.segments import needed_steps
 
@@ -16,8 +17,8 @@ def strip_exits(model):
     are kept as they are, unless one holds an exit: then they are inlined.
 
     Args:
-        model: a `DynamicModel`, or any functional `keras.Model` whose last output is
-            the one to keep.
+        model: a `DynamicModel`, or any functional or built Sequential `keras.Model`
+            whose last output is the one to keep.
 
     Returns:
         A `keras.Model`; its output equals the last output of `model`.
@@ -40,6 +41,7 @@ def strip_exits(model):
             "`model` must be a functional `keras.Model`. Received: "
             f"{model!r} of type {type(model)}."
         )
+    model = functional_of(model) or model  # a Sequential has no `input` of its own
     # A selector's weights come after the exits.
     exits = getattr(model, "exit_names", model.outputs)
     final = model.outputs[len(exits) - 1]

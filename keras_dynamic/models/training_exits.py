@@ -33,12 +33,13 @@ def fit_exits(model, x, y, trunk_epochs=0, **kwargs):
 
 
 def _checked_epochs(model, trunk_epochs, arguments):
-    number = isinstance(trunk_epochs, numbers.Integral)
-    if not number or isinstance(trunk_epochs, bool):
-        raise TypeError(
-            "`trunk_epochs` must be an integer. Received: "
-            f"trunk_epochs={trunk_epochs!r} of type {type(trunk_epochs)}."
-        )
+    given = {"trunk_epochs": trunk_epochs, "epochs": arguments["epochs"]}
+    for name, epochs in given.items():
+        if not isinstance(epochs, numbers.Integral) or isinstance(epochs, bool):
+            raise TypeError(
+                f"`{name}` must be an integer. Received: {name}={epochs!r} of type "
+                f"{type(epochs)}."
+            )
     if trunk_epochs < 0:
         raise ValueError(
             f"`trunk_epochs` must be >= 0. Received: trunk_epochs={trunk_epochs}."

@@ -27,7 +27,7 @@ def exclude_from_weight_decay(optimizer, model):
         List of the variables that are excluded now.
 
     Raises:
-        TypeError: if `optimizer` is none.
+        TypeError: if `optimizer` or `model` is none.
 
     Example:
 
@@ -44,6 +44,11 @@ def exclude_from_weight_decay(optimizer, model):
         raise TypeError(
             "`optimizer` must be a `keras.optimizers.Optimizer`. Received: "
             f"optimizer={optimizer!r} of type {type(optimizer)}."
+        )
+    if not isinstance(model, keras.Layer):
+        raise TypeError(
+            "`model` must be a Keras model. Received: "
+            f"model={model!r} of type {type(model)}."
         )
     variables = []
     for layer in _compat.layers_within(model):

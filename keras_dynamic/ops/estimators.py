@@ -197,12 +197,13 @@ def check_temperature(temperature, estimator, *, asserting=True, origin=""):
     check_estimator(estimator)
     lowest = ">= 1 with estimator='reinmax'" if estimator == "reinmax" else "> 0"
     message = f"`temperature` must be finite and {lowest}. Received: temperature="
-    if isinstance(temperature, (bool, str)) or temperature is None:
+    is_number = isinstance(temperature, numbers.Real) and type(temperature) is not bool
+    if not (is_number or hasattr(temperature, "dtype")):
         raise TypeError(
             "`temperature` must be a number, a tensor or a variable. Received: "
             f"temperature={temperature!r} of type {type(temperature)}{origin}."
         )
-    if isinstance(temperature, numbers.Real):
+    if is_number:
         # 1e-50 would be 0 as a float32, and 1e50 infinite.
         value, limits = float(temperature), np.finfo(np.float32)
         representable = float(limits.tiny) <= value <= float(limits.max)

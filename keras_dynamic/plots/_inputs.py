@@ -6,10 +6,10 @@ import keras
 import numpy as np
 from keras import tree
 
-from keras_dynamic._compat import BatchIterator
+from keras_dynamic.models.feeding import batches_over
 from keras_dynamic.models.rows import count_rows
 
-__all__ = ["batches_of", "checked_labels", "checked_logs", "names_of"]
+__all__ = ["batches_of", "check_names", "checked_labels", "checked_logs", "names_of"]
 
 
 def batches_of(name, x, batch_size):
@@ -27,7 +27,7 @@ def batches_of(name, x, batch_size):
     shapes = [getattr(leaf, "shape", (1,)) for leaf in tree.flatten(x)]
     has_rows = any(tuple(shape[:1]) != (0,) for shape in shapes)
     empty = True
-    iterator = BatchIterator(x=x, batch_size=batch_size) if has_rows else []
+    iterator = batches_over(x, batch_size) if has_rows else []
     for _, _, batches in iterator:
         for batch in batches:
             inputs = keras.utils.unpack_x_y_sample_weight(batch)[0]
@@ -46,12 +46,23 @@ def checked_labels(y, samples, class_names=None):
             f"`y` must have an integer for each of the {samples} samples. Received: y "
             f"of shape {y.shape}, {y.dtype}."
         )
+    check_names(class_names)
     if class_names is not None and not 0 <= y.min() <= y.max() < len(class_names):
         raise ValueError(
             f"`class_names` must name the labels, from 0 to {y.max()}. Received: "
             f"{len(class_names)} names for labels from {y.min()} to {y.max()}."
         )
     return y
+
+
+def check_names(class_names):
+    """Raises a TypeError for what is no list of names; None is one not given."""
+    is_list = hasattr(class_names, "__len__") and hasattr(class_names, "__getitem__")
+    if class_names is not None and (isinstance(class_names, str) or not is_list):
+        raise TypeError(
+            "`class_names` must be a list of names, label 0 first, or None. Received: "
+            f"class_names={class_names!r} of type {type(class_names)}."
+        )
 
 
 def names_of(labels, class_names):

@@ -7,6 +7,7 @@ import numpy as np
 from matplotlib import pyplot
 
 from keras_dynamic._compat import layers_within
+from keras_dynamic.layers._checks import numbers_in
 from keras_dynamic.layers.blended_activation import BlendedActivation
 from keras_dynamic.layers.layer_choice import LayerChoice
 from keras_dynamic.ops import estimators
@@ -188,6 +189,7 @@ def blend(layer_or_model, limits=(-4.0, 4.0)):
         A `Blends`.
 
     Raises:
+        TypeError: for limits that are no numbers.
         ValueError: if there is no such layer, or the limits are not in order.
         RuntimeError: for a layer with `shared_axes` that was never called.
 
@@ -199,7 +201,7 @@ def blend(layer_or_model, limits=(-4.0, 4.0)):
     ```
     """
     layers = _layers_of(layer_or_model, BlendedActivation)
-    limits = np.asarray(limits, "float32")
+    limits = np.asarray(numbers_in("limits", limits), "float32")
     if limits.shape != (2,) or not limits[0] < limits[1]:
         raise ValueError(
             "`limits` must be two numbers, the lower one first. Received: "

@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 
-from keras_dynamic.layers._checks import positive_integer
+from keras_dynamic.layers._checks import checked_bool, positive_integer
 from keras_dynamic.models import rules
 from keras_dynamic.models.calibrating import exit_scores, exits_under
 from keras_dynamic.models.dense_answers import dense_answers
@@ -161,6 +161,7 @@ def confidence_histograms(
     """
     check_model(model)
     num_bins = positive_integer("num_bins", num_bins)
+    checked_bool("reached_only", reached_only)
     rule = model.exit_rule if rule is None else rules.get(rule)
     if isinstance(rule, rules.Selected):
         raise ValueError(

@@ -7,6 +7,7 @@ import numpy as np
 from keras import tree
 
 from keras_dynamic._compat import layers_within
+from keras_dynamic.layers._checks import checked_bool
 from keras_dynamic.layers._gate_records import collecting
 from keras_dynamic.layers.skip_gate import SkipGate
 from keras_dynamic.plots._drawing import axes_or_new, name_ticks, ticks
@@ -162,6 +163,7 @@ def gates_by_class(model, x, y, class_names=None, batch_size=None, probability=F
             "experts or a loop. Received: none that did for any of the "
             f"{samples} samples of `x`."
         )
+    checked_bool("probability", probability)
     y = checked_labels(y, samples, class_names)
     labels = np.unique(y)
     groups = np.stack([*(y == label for label in labels), np.ones(samples, bool)])

@@ -7,7 +7,7 @@ from matplotlib.ticker import PercentFormatter
 
 from keras_dynamic.calibration import apply_temperature, expected_calibration_error
 from keras_dynamic.calibration._probabilities import reliability_bins
-from keras_dynamic.layers._checks import positive_integer
+from keras_dynamic.layers._checks import checked_bool, positive_integer
 from keras_dynamic.models.calibrating import exit_scores, exits_under
 from keras_dynamic.models.dense_answers import dense_answers
 from keras_dynamic.plots._diagram import shortened
@@ -163,6 +163,7 @@ def reliability(model, x, y=None, num_bins=15, reached_only=False, batch_size=No
     """
     check_model(model)
     num_bins = positive_integer("num_bins", num_bins)
+    checked_bool("reached_only", reached_only)
     rule = model.exit_rule
     answers = dense_answers(model, x, y, batch_size, None, rule)
     temperatures = np.asarray(model.calibration_temperatures)

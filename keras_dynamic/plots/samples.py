@@ -8,6 +8,7 @@ from matplotlib import pyplot
 from keras_dynamic.layers._checks import positive_integer
 from keras_dynamic.models import rules
 from keras_dynamic.plots._drawing import check_model, color_of, shown_images
+from keras_dynamic.plots._inputs import check_names
 
 __all__ = ["SamplesByExit", "samples_by_exit"]
 
@@ -185,6 +186,7 @@ def _classes(probabilities):
 
 
 def _names(class_names, classes):
+    check_names(class_names)
     if class_names is None:
         return range(classes)
     if len(class_names) != classes:

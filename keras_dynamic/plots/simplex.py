@@ -6,7 +6,7 @@ import keras
 import numpy as np
 from matplotlib import pyplot
 
-from keras_dynamic.layers._checks import positive_integer
+from keras_dynamic.layers._checks import numbers_in, positive_integer
 from keras_dynamic.ops import estimators
 from keras_dynamic.ops.seeds import replica_seed
 from keras_dynamic.plots._drawing import color_of
@@ -159,11 +159,11 @@ def gumbel_simplex(
             f"Received: estimator={estimator!r}."
         )
     num_samples = positive_integer("num_samples", num_samples)
-    temperatures = np.atleast_1d(np.asarray(temperatures, "float32"))
-    if temperatures.ndim > 1 or not temperatures.size:
+    given = [temperatures] if np.ndim(temperatures) == 0 else temperatures
+    temperatures = np.array(numbers_in("temperatures", given), "float32")
+    if not temperatures.size:
         raise ValueError(
-            "`temperatures` must be numbers, at least one. Received: shape "
-            f"{temperatures.shape}."
+            "`temperatures` must be numbers, at least one. Received: shape (0,)."
         )
     for tau in temperatures:
         estimators.check_temperature(
@@ -194,7 +194,8 @@ def _three_logits(logits, probabilities):
             f"logits={logits!r}, probabilities={probabilities!r}."
         )
     name = "probabilities" if logits is None else "logits"
-    values = np.asarray(probabilities if logits is None else logits, "float32")
+    values = numbers_in(name, probabilities if logits is None else logits)
+    values = np.array(values, "float32")
     if values.shape != (3,):
         raise ValueError(
             f"`{name}` must be three numbers: there is no triangle for others. "

@@ -58,6 +58,10 @@ def temperature_schedule(
     ```
     """
     decay_steps = positive_integer("decay_steps", decay_steps)
+    if not isinstance(name, str):
+        raise FatalTypeError(
+            f"`name` must be a string. Received: name={name!r} of type {type(name)}."
+        )
     (low, top), (bottom, high) = _pair("initial", initial), _pair("final", final)
     form = hp.Choice(name, list(_FORMS)) or "constant"
     with hp.conditional_scope(name, ["constant"]):
