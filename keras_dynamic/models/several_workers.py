@@ -1,9 +1,10 @@
-"""What Keras 3.15 lacks to `fit` under `MultiWorkerMirroredStrategy`.
+"""What Keras 3.15 lacks to `fit` under `MirroredStrategy` on one or several machines.
 
-Two things: before the first step it averages the batches of all workers, where one
-worker's is all that is needed; and it concatenates the logs of all workers, which have
-no axis for that. A test says when Keras does both by itself; then of this file only the
-check that workers begin with the same weights has to stay.
+Two things: before the first step it averages the parts of the first batch, which fails
+if they differ in size or are on other workers, and where one part is all that is
+needed; and it concatenates the logs of all workers, which have no axis for that. Tests
+say when Keras does these by itself; then of this file only the check that workers begin
+with the same weights has to stay.
 """
 
 import functools
@@ -19,10 +20,16 @@ __all__ = ["SeveralWorkers"]
 
 
 class SeveralWorkers:
-    """Mixin with which `fit` and `evaluate` run on several workers.
+    """Mixin with which `fit` and `evaluate` run on several replicas and workers.
 
-    `DynamicModel` has it. For another model, write it before `keras.Model`. It changes
-    nothing under any other strategy.
+    Without it they need a first batch that the replicas can share evenly, and one
+    worker. `DynamicModel` has it. For another model, write it before `keras.Model`. It
+    changes nothing on one device.
+
+    A batch that R replicas cannot share evenly trains on the mean of the R means over
+    the parts, not on the mean over the batch: a sample in a smaller part counts more,
+    and that of a batch with less than R samples less, since a part without any counts
+    as 0. Batch sizes divisible by R, and `drop_remainder` of `tf.data`, avoid it.
 
     **A worker that dies** ends `fit` on the others with TensorFlow's
     `tf.errors.UnavailableError`: at once where a connection breaks, else after the
@@ -76,7 +83,7 @@ class SeveralWorkers:
 
     def _maybe_symbolic_build(self, iterator=None, data_batch=None):
         strategy = self.distribute_strategy
-        if iterator is None or not _has_workers(strategy):
+        if iterator is None or strategy.num_replicas_in_sync == 1:
             return super()._maybe_symbolic_build(iterator, data_batch)
         _, _, batches = next(iter(iterator))
         own = tree.map_structure(
