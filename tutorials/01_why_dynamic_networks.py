@@ -65,7 +65,8 @@ ACCELERATORS = (
 figure, (work, memory) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
 for name, year, weights, flops in NETWORKS:
     work.semilogy(year, flops / 1e15, "o", color=COLORS[0])
-    work.annotate(name, (year, flops / 1e15), (5, -10), textcoords="offset points")
+    below = (5, 5) if name == "ResNet-152" else (5, -10)
+    work.annotate(name, (year, flops / 1e15), below, textcoords="offset points")
     memory.semilogy(year, 2 * weights / 1e9, "o", color=COLORS[0])
     memory.annotate(
         name, (year, 2 * weights / 1e9), (5, -10), textcoords="offset points"
@@ -89,9 +90,9 @@ growth = NETWORKS[-1][3] / NETWORKS[0][3]
 print(f"in ten years the training cost grew {growth:.1e} times")
 
 # %% [markdown]
-# The accelerators did not keep up: in the same years their memory grew fifty-fold. And
-# what is trained once is *used* for ever after, each time at full cost. Five of the six
-# networks above still do for every input all that they can.
+# The accelerators did not keep up: from 2010 to 2024 their memory grew fifty-fold. And
+# what is trained once is *used* for ever after, each time at full cost: all six networks
+# do for every input all that they can.
 #
 # ## A static network, and its bill
 #
