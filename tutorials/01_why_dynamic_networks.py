@@ -91,8 +91,8 @@ print(f"in ten years the training cost grew {growth:.1e} times")
 
 # %% [markdown]
 # The accelerators did not keep up: from 2010 to 2024 their memory grew fifty-fold. And
-# what is trained once is *used* for ever after, each time at full cost: all six networks
-# do for every input all that they can.
+# what is trained once is *used* for ever after, each time at full cost: all six
+# networks do for every input all that they can.
 #
 # ## A static network, and its bill
 #
