@@ -159,7 +159,7 @@ kd.plots.reliability(model, x_test, y_test, num_bins=10).plot()
 plt.show()
 
 # %% [markdown]
-# (Bars above the diagonal: more right than it says. Below: less.)
+# (Above the diagonal: more often right than it says. Below: less often.)
 #
 # Why does it matter for exits? A threshold compares confidences of *different* exits
 # with one another, and a promise such as "leave when 95 % sure" means something only if
@@ -170,7 +170,8 @@ plt.show()
 figure, axes = plt.subplots(figsize=(7, 3.6), layout="constrained")
 gammas = np.linspace(0.3, 0.99, 70)
 temperatures = model.calibration_temperatures.numpy()
-for index, name in enumerate(model.exit_names[:2]):
+for index in (0, 2):
+    name = model.exit_names[index]
     logits = np.log(np.maximum(on_test[index], 1e-30))
     right = on_test[index].argmax(-1) == y_test
     for scale, line in ((1.0, ":"), (temperatures[index], "-")):
@@ -180,6 +181,7 @@ for index, name in enumerate(model.exit_names[:2]):
         ]
         label = f"{name}, T = {scale:.2f}"
         axes.plot(gammas, share, line, color=COLORS[index], label=label)
+axes.plot(gammas, gammas, color="gray", linewidth=0.8, label="as it says, at least")
 axes.set(
     xlabel="threshold $\\gamma$",
     ylabel="right, of those that leave",
