@@ -425,7 +425,7 @@ for name, cost in zip(
 #   from the last one's answers as well.
 # - `rule="patience"`: leave once several exits agree.
 # - `model.calibrate(..., risk_confidence=0.95)`: a promise in place of a figure, which
-#   is the next tutorial, {doc}`thresholds_one_can_promise`.
+#   is the subject of [Thresholds one can promise](13_thresholds_one_can_promise.py).
 # - `kd.strip_exits(model)`: the plain network again.
 #
 # Xin, Tang, Lee, Yu and Lin, "DeeBERT: Dynamic Early Exiting for Accelerating BERT
