@@ -146,3 +146,15 @@ def mean_or_nan(values):
 
 def python_number(value):
     return value.item() if isinstance(value, np.generic) else value
+
+
+def plain_numbers(value):
+    """A value as JSON holds it: nested lists and dicts, NaN as None, infinity as text."""
+    if isinstance(value, dict):
+        return {key: plain_numbers(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain_numbers(entry) for entry in value]
+    value = python_number(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        return None if math.isnan(value) else str(value)
+    return value

@@ -5,7 +5,6 @@ n: samples, C: classes, E: early exits (the final exit has index E).
 
 import dataclasses
 import json
-import math
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +18,7 @@ from keras_dynamic.calibration._exit_report import (
     ProbabilityQuality,
     exit_report,
     mean_or_nan,
+    plain_numbers,
     python_number,
 )
 from keras_dynamic.calibration._page import render_page
@@ -100,7 +100,7 @@ class CalibrationReport:
                 "certified_risk": self.certificate.certified_risk,
                 "p_value": self.certificate.p_value,
             }
-        return _plain(fields)
+        return plain_numbers(fields)
 
     def save(self, path, baselines=None):
         """Writes the report to a file, whole or not at all.
@@ -390,14 +390,3 @@ def _checked(report):
             f"[0, {len(certificate.path)}]. Received: {certificate.num_certified}."
         )
     return report
-
-
-def _plain(value):
-    if isinstance(value, dict):
-        return {key: _plain(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(entry) for entry in value]
-    value = python_number(value)
-    if isinstance(value, float) and not math.isfinite(value):
-        return None if math.isnan(value) else str(value)
-    return value
