@@ -149,7 +149,7 @@ def python_number(value):
 
 
 def plain_numbers(value):
-    """A value as JSON holds it: nested lists and dicts, NaN as None, infinity as text."""
+    """A value as JSON holds it: lists and dicts, NaN as None, infinity as text."""
     if isinstance(value, dict):
         return {key: plain_numbers(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):

@@ -58,15 +58,18 @@ def test_what_it_was_used_with_holds_no_model():
     assert len(prediction) == 30 and rule.threshold is not None and str(report)
 
 
+def traced(layer, x):
+    """A weak reference to the graph of a call, of which nothing else is kept."""
+    function = tf.function(lambda x: layer(x, training=False), autograph=False)
+    return weakref.ref(function.get_concrete_function(x).graph)
+
+
 @pytest.mark.parametrize("dispatch, factor", [("ragged", None), ("capacity", 1.0)])
 def test_no_graph_of_a_mixture_stays(dispatch, factor):
     """TensorFlow keeps every graph with a gradient of one's own for ever."""
     layer = kd.SparseMoE(3, 4, capacity_factor=factor, dispatch=dispatch)
     x = tf.constant(np.random.default_rng(0).normal(size=(5, 2)), tf.float32)
     layer(x)
-    function = tf.function(lambda x: layer(x, training=False), autograph=False)
-    concrete = function.get_concrete_function(x)
-    dead = weakref.ref(concrete.graph)
-    del function, concrete, layer
+    dead = traced(layer, x)
     gc.collect()
     assert dead() is None
