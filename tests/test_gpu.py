@@ -126,7 +126,7 @@ def test_placed_experts_train_as_those_on_one_device(devices):
     def run(devices):
         keras.utils.set_random_seed(0)
         inputs = keras.Input((6,))
-        moe = kd.SparseMoE(2, 8, noise_stddev=0.0, devices=devices)
+        moe = kd.SparseMoE(2, 8, noise_stddev=0.0, devices=devices, name="moe")
         h = moe(layers.Reshape((2, 4))(layers.Dense(8)(inputs)))
         final = layers.Dense(worker.CLASSES, "softmax")(layers.Flatten()(h))
         model = keras.Model(inputs, final)
@@ -150,7 +150,6 @@ def test_placed_experts_train_as_those_on_one_device(devices):
 
 
 def three_exits(rule="max_probability", **kwargs):
-    keras.utils.set_random_seed(0)
     inputs = keras.Input((6,))
     h, exits = inputs, []
     for number in range(2):
@@ -184,12 +183,14 @@ def test_a_walk_is_one_function_on_its_device(name, device, strict_placement):
     """Python does nothing between the segments, and no operation is moved elsewhere."""
     x = tf.constant(worker.data()[0])
     with tf.device(device):
+        keras.utils.set_random_seed(0)
         answers, function = walk_of(WALKS[name](), tf.identity(x))
     assert isinstance(function, tf.types.experimental.ConcreteFunction)
     assert not {node.op for node in nodes_of(function)} & {"PyFunc", "EagerPyFunc"}
     for part in ("outputs", "probabilities", "confidence"):
         assert answers[part].device.endswith(device)
     with tf.device("CPU:0"):
+        keras.utils.set_random_seed(0)
         expected, _ = walk_of(WALKS[name](), x)
     for part, tensor in expected.items():
         same(answers[part].numpy(), tensor.numpy(), part, 1e-4)

@@ -347,7 +347,7 @@ class DynamicModel(DynamicInference, SeveralWorkers, WholeFiles, keras.Model):
         super().summary(*args, print_fn=print_fn, **kwargs)
         (print_fn or print)(exit_table(self.road, self.exit_rule))
 
-    def save(self, *args, **kwargs):
+    def save(self, filepath, overwrite=True, zipped=None, **kwargs):
         """As in Keras, written beside an older file and then renamed.
 
         Where the disk is full, the path cannot be written to or the process is killed,
@@ -356,14 +356,14 @@ class DynamicModel(DynamicInference, SeveralWorkers, WholeFiles, keras.Model):
         changed since. A model saved while `fit_exits` runs has nothing frozen.
 
         Args:
-            *args, **kwargs: as in Keras; the path ends in `.keras`.
+            filepath, overwrite, zipped: as in Keras; the path ends in `.keras`.
 
         Raises:
             OSError: where the file cannot be written.
             ValueError: for another ending.
         """
         with _compat.untouched(self):
-            super().save(*args, **kwargs)
+            super().save(filepath, overwrite, zipped, **kwargs)
 
     def load_own_variables(self, store):
         super().load_own_variables(store)

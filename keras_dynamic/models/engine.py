@@ -1,7 +1,9 @@
 """The walk: segment, exit, rule, survivors.
 
 One batch goes through in one TensorFlow function: segments that nobody reaches lie
-in untaken branches of a conditional, and no count of survivors travels to the host.
+in untaken branches of a conditional, and Python does nothing between two segments. On
+a GPU all rows stay there; two scalars a segment are read, which TensorFlow needs: how
+many rows stay, and whether any.
 """
 
 import dataclasses
@@ -144,6 +146,16 @@ class CompiledWalk:
             "confidence": tf.zeros([num_rows]),
             "segment_rows": tf.zeros([len(self.exits)], tf.int32),
         }
+
+    def places(self, num_rows):
+        """(rows, answers) to begin with: where each row stands, and nothing known.
+
+        What there is for each row is int64 while they walk: on a GPU TensorFlow keeps
+        int32 on the host, and would fetch it at every conditional and scatter.
+        """
+        answers = self.no_answers(num_rows)
+        answers["exit_index"] = tf.cast(answers["exit_index"], tf.int64)
+        return tf.range(tf.cast(num_rows, tf.int64)), answers
 
     def counted(self, answers, index, rows):
         """`answers` with the rows that segment `index` computes added."""
@@ -306,15 +318,16 @@ class Walk(CompiledWalk):
 
     def _walk(self, x, *knobs):
         values, state, num_rows = self.start(x, knobs)
-        answers = self.no_answers(num_rows)
-        return self._stage(0, values, state, tf.range(num_rows), answers, knobs)
+        rows, answers = self.places(num_rows)
+        answers = self._stage(0, values, state, rows, answers, knobs)
+        return {**answers, "exit_index": tf.cast(answers["exit_index"], tf.int32)}
 
     def _stage(self, index, values, state, rows, answers, knobs):
         """Runs segment `index` on the rows that reached it, and all after it.
 
         Args:
             values, state, knobs: as in `ask`.
-            rows: (survivors,) int32, where they stood in the batch.
+            rows: (survivors,) int64, where they stood in the batch.
             answers: what is known so far, for the whole batch.
         """
         values, state, found, leaves = self.ask(index, values, state, knobs)

@@ -39,7 +39,7 @@ def take_rows(values, rows, state, taken, all_taken):
 
     Args:
         values: dict from `Value` to tensor; those without a batch axis stay whole.
-        rows: (rows,) int32, where they stood in the batch.
+        rows: (rows,) int, where they stood in the batch.
         state: structure of tensors (rows, ...).
         taken: (taken,) int, which rows to take.
         all_taken: scalar bool; nothing is copied then.
@@ -69,7 +69,7 @@ def write_rows(answers, rows, found):
 
     Args:
         answers: dict of tensors (batch, ...).
-        rows: (rows,) int32, their places.
+        rows: (rows,) int, their places.
         found: dict of tensors (rows, ...), a part of the names in `answers`.
 
     Returns:

@@ -175,16 +175,18 @@ class Patience(ExitRule):
 
     def initial_state(self, num_rows):
         return {
-            "answer": tf.fill([num_rows], -1),
-            "agreeing": tf.zeros([num_rows], tf.int32),
+            "answer": tf.fill([num_rows], tf.constant(-1, tf.int64)),
+            "agreeing": tf.zeros([num_rows], tf.int64),
         }
 
     def update(self, state, probabilities, exit_index):
         broken = tf.reduce_any(tf.math.is_nan(probabilities), axis=-1)
-        answer = tf.where(broken, -1, confidence.predicted_class(probabilities))
+        # int64: TensorFlow keeps vectors of int32 on the host of a GPU.
+        answer = tf.cast(confidence.predicted_class(probabilities), tf.int64)
+        answer = tf.where(broken, tf.constant(-1, tf.int64), answer)
         again = tf.equal(answer, state["answer"])
         agreeing = tf.where(again, state["agreeing"] + 1, 1)
-        agreeing = tf.where(broken, 0, agreeing)
+        agreeing = tf.where(broken, tf.constant(0, tf.int64), agreeing)
         state = {"answer": answer, "agreeing": agreeing}
         return tf.cast(agreeing, tf.float32), state
 

@@ -40,8 +40,9 @@ class SelectedWalk(CompiledWalk):
         state = self.run(self.plan.prologue, values, state)
         weights = values[self.plan.weights]
         state["broken"] |= tf.reduce_any(tf.math.is_nan(weights), axis=-1)
-        choice = tf.argmax(weights, axis=-1, output_type=tf.int32)
-        state["choice"] = tf.where(state["broken"], len(self.exits) - 1, choice)
+        choice = tf.argmax(weights, axis=-1)
+        last = tf.constant(len(self.exits) - 1, tf.int64)
+        state["choice"] = tf.where(state["broken"], last, choice)
         state["score"] = tf.reduce_max(soft_weights(weights), axis=-1)
         return values, state, num_rows
 
@@ -69,7 +70,6 @@ class SelectedWalk(CompiledWalk):
                 "probabilities": calibrated_probabilities(
                     outputs, self.kinds[index], knobs[1][index]
                 ),
-                "exit_index": tf.fill(tf.shape(found_rows), index),
                 "confidence": carried["score"],
                 "rows": found_rows,
             }
@@ -85,6 +85,7 @@ class SelectedWalk(CompiledWalk):
 
         shapes = {}
         found = tf.cond(tf.size(here) > 0, answer, nobody)
+        found["exit_index"] = tf.fill(tf.shape(found["rows"]), index)
         return values, state, found, ~leaves
 
     def trunk(self, index):
@@ -99,8 +100,9 @@ class SelectedWalk(CompiledWalk):
 
     def _walk(self, x, *knobs):
         values, state, num_rows = self.start(x, knobs)
-        answers = self.no_answers(num_rows)
-        return self._stage(0, values, state, tf.range(num_rows), answers, knobs)
+        rows, answers = self.places(num_rows)
+        answers = self._stage(0, values, state, rows, answers, knobs)
+        return {**answers, "exit_index": tf.cast(answers["exit_index"], tf.int32)}
 
     def _stage(self, index, values, state, rows, answers, knobs):
         values, state, found, stays = self.advance(index, values, state, rows, knobs)

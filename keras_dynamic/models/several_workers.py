@@ -32,10 +32,9 @@ class SeveralWorkers:
     as 0. Batch sizes divisible by R, and `drop_remainder` of `tf.data`, avoid it.
 
     **A worker that dies** ends `fit` on the others with TensorFlow's
-    `tf.errors.UnavailableError`: at once where a connection breaks, else after the
-    missing heartbeats of about ten seconds
-    (`tf.config.experimental.configure_coordination_service`). All workers then have to
-    be started anew. They go on where they were with
+    `tf.errors.UnavailableError`: at once where the first worker died, else when its
+    heartbeats have been missing for about ten seconds. All workers then have to be
+    started anew. They go on where they were with
     `keras.callbacks.BackupAndRestore(folder, delete_checkpoint=False)`: either one
     folder on a disk that all share, to be deleted after training, or one for each. With
     folders of their own one worker may have saved an epoch that a dying one had not;

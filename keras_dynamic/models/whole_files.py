@@ -58,7 +58,7 @@ class WholeFiles:
         """As in Keras; what fails changes no weight.
 
         Args:
-            filepath, skip_mismatch, **kwargs: as in Keras.
+            filepath, skip_mismatch: as in Keras.
 
         Raises:
             OSError: for a file that is not there or cannot be read, a truncated one

@@ -81,6 +81,7 @@ def changed(fields, place, value):
         (("mean_cost",), "0.5", "`report.mean_cost` must be a number.*'0.5'"),
         (("mean_cost",), True, "`report.mean_cost` must be a number.*True"),
         (("mean_cost",), 10**400, "`report.mean_cost` must be a number.*1000000"),
+        (("mean_cost",), math.nan, "`report.mean_cost` must be a number.*nan"),
         (("num_samples",), 1.5, "`report.num_samples` must be a int.*1.5"),
         (("rule",), None, "`report.rule` must be a str.*None"),
         (("exits",), {}, "`report.exits` must be a list.*{}"),

@@ -27,6 +27,12 @@ def model():
     return exits()
 
 
+@pytest.fixture(scope="module")
+def other():
+    """The same with other weights."""
+    return exits()
+
+
 @contextlib.contextmanager
 def full_disk(num_bytes):
     """No file can have more than so many bytes, as where the disk has no more."""
@@ -46,24 +52,25 @@ def content(folder):
 
 @pytest.mark.fault(
     case="a full disk at save",
-    made="a limit on the size of a file, met at its first byte or within it, for "
+    made="a limit on the size of a file, met at its first byte or at its last, for "
     "`.keras`, `.weights.h5`, reports and exports",
     lost="nothing: the error is an OSError (of an export TensorFlow's own), what was "
     "there is what it was, byte by byte, nothing is left beside it, and the next save "
     "succeeds",
 )
 @pytest.mark.parametrize("name", WAYS)
-def test_full_disk(tmp_path, model, name):
+def test_full_disk(tmp_path, model, other, name):
     save, path = WAYS[name], tmp_path / name
     save(model, path)
     before = content(tmp_path)
-    for num_bytes in (0, 700):
+    last = max(file.stat().st_size for file in before) - 1
+    for num_bytes in (0, 100, last):
         with pytest.raises((OSError, tf.errors.OpError)) as caught:
             with full_disk(num_bytes):
-                save(model, path)
+                save(other, path)
         assert name == "exported" or path.name in str(caught.value)
         assert content(tmp_path) == before
-    save(model, path)
+    save(other, path)
     assert content(tmp_path).keys() == before.keys()
 
 
@@ -98,11 +105,10 @@ def test_unwritable_export(tmp_path, model):
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
-def test_an_export_over_another_keeps_foreign_files(tmp_path, model):
+def test_an_export_over_another_keeps_foreign_files(tmp_path, model, other):
     model.export(tmp_path, verbose=False)
     (tmp_path / "notes.txt").write_text("mine")
     (tmp_path / "variables" / "old").write_text("gone with the old variables")
-    other = exits()
     other.export(tmp_path, verbose=False)
     x = np.ones((2, 6), "float32")
     loaded = tf.saved_model.load(tmp_path)
@@ -122,28 +128,29 @@ def test_an_export_over_another_keeps_foreign_files(tmp_path, model):
 
 
 @pytest.mark.parametrize("name", ["model.keras", "model.weights.h5"])
-def test_overwriting_is_asked_for(tmp_path, model, name, monkeypatch):
-    save = model.save if name == "model.keras" else model.save_weights
+def test_overwriting_is_asked_for(tmp_path, model, other, name, monkeypatch):
     path = tmp_path / name
-    save(path, overwrite=False)  # nothing is there
+
+    def save(model):
+        (model.save if name == "model.keras" else model.save_weights)(path, False)
+
+    save(model)  # nothing is there
     before = content(tmp_path)
     monkeypatch.setattr("builtins.input", lambda *prompt: "n")
-    save(path, overwrite=False)
+    save(other)
     assert content(tmp_path) == before
     monkeypatch.setattr("builtins.input", lambda *prompt: "y")
-    exits().save_weights(path, False) if "weights" in name else exits().save(
-        path, False
-    )
+    save(other)
     assert content(tmp_path) != before
 
 
-def test_links_and_permissions_stay(tmp_path, model):
+def test_links_and_permissions_stay(tmp_path, model, other):
     path, link = tmp_path / "model.keras", tmp_path / "latest.keras"
     model.save(path)
     path.chmod(0o600)
     link.symlink_to(path)
     before = content(tmp_path)
-    exits().save(link)
+    other.save(link)
     assert link.is_symlink() and content(tmp_path)[path] != before[path]
     assert path.stat().st_mode & 0o777 == 0o600
 

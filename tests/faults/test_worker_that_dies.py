@@ -34,13 +34,13 @@ def test_a_worker_dies_and_all_go_on(tmp_path):
     survivor, victim = start(tmp_path, "killed")
     try:
         finish(survivor)
+        told = json.loads((tmp_path / "killed_0.json").read_text())
+        assert told["error"] == "UnavailableError", told
+        assert "task:1" in told["message"]
+        assert told["seconds"] < 120
         finish(victim, status=-signal.SIGKILL)
     finally:
         victim.kill()
-    told = json.loads((tmp_path / "killed_0.json").read_text())
-    assert told["error"] == "UnavailableError", told
-    assert "task:1" in told["message"]
-    assert told["seconds"] < 120
     finish(*start(tmp_path, "again"))
     one, other = (
         json.loads((tmp_path / f"again_{index}.json").read_text()) for index in (0, 1)
