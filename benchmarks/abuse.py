@@ -16,8 +16,8 @@ wrong in one place or two, and the call is judged:
 
 The last four are failures; the first of each entry is printed, and the script returns
 1. Entries that make models or trace graphs take up to seconds a call: they stop after
-`--seconds` of work, and the table says how many calls were made until then. `rows` counts the
-samples in the arrays of all calls.
+`--seconds` of work, and the table says how many calls were made until then. `rows`
+counts the samples in the arrays of all calls.
 """
 
 import argparse
@@ -34,6 +34,7 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import keras  # noqa: E402
+import numpy as np  # noqa: E402
 
 from tests.abuse import public  # noqa: E402
 from tests.abuse.judging import FAILURES, Case, draw, judge  # noqa: E402
@@ -56,7 +57,7 @@ def rows_in(arguments):
     sizes = [
         value.shape[0]
         for value in arguments.values()
-        if hasattr(value, "shape") and isinstance(value.shape, tuple) and value.shape
+        if isinstance(value, np.ndarray) and value.shape
     ]
     return max([1, *sizes])
 

@@ -177,7 +177,9 @@ def check_weights(answer, inputs, policy, estimator, training=False):
 @functools.cache
 def _layerwise(policy):
     keras.utils.set_random_seed(5)
-    return kd.LayerwiseSelector(hidden_units=4, dtype=policy)
+    layer = kd.LayerwiseSelector(hidden_units=4, dtype=policy)
+    layer.build([(None, FEATURES), (None, FEATURES)])
+    return layer
 
 
 def pair(r):

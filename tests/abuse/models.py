@@ -70,7 +70,7 @@ def features(r):
 def no_features(r):
     kind = r.random()
     if kind < 0.3:
-        return d.floats(r, (r.choice([0, 1, 3]), r.choice([0, 1, FEATURES + 1])))
+        return d.floats(r, (r.choice([0, 1, 3]), r.choice([0, FEATURES + 1])))
     if kind < 0.6:
         shape = d.shape_of(r, (0, 1, 3, 4), (1, 2, 3))
         return d.floats(r, shape)

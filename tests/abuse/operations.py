@@ -336,7 +336,10 @@ def check_capacity(answer, rows, per_row, num_experts, factor):
 def moves(r):
     rows, places = r.randint(1, 4), r.randint(0, 4)
     sources = [r.randint(-1, rows - 1) for _ in range(places)]
-    return {"tensor": d.floats(r, (rows, 2)), "sources": np.array(sources, np.int32)}, 0
+    return {
+        "tensor": d.floats(r, (rows, 2)),
+        "sources": np.array(sources, np.int32),
+    }, False
 
 
 def move(tensor, sources):

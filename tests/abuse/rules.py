@@ -124,7 +124,11 @@ def heads(r):
     outputs = rows(r)
     if kind == "logits":
         outputs = d.floats(r, (r.randint(0, 4), r.randint(1, 4)))
-    return {"outputs": outputs, "kind": kind, "temperature": r.choice([0.5, 1, 7.0])}, 0
+    return {
+        "outputs": outputs,
+        "kind": kind,
+        "temperature": r.choice([0.5, 1, 7.0]),
+    }, False
 
 
 def check_class(answer, probabilities):

@@ -15,7 +15,7 @@ X = np.random.default_rng(0).normal(size=(5, 6)).astype("float32")
 
 @pytest.mark.fault(
     case="a mixture of experts gets a token that its router cannot weigh",
-    made="an infinity in one token, for which two experts get weight 0, and a third NaN",
+    made="an infinity in one token: two experts get the weight 0, and a third NaN",
     lost="nothing: the dense road answers NaN, as the sparse ones do, not 0",
 )
 @pytest.mark.parametrize("dispatch", ["ragged", "capacity"])
