@@ -33,7 +33,7 @@ def read_version():
 #   rich                     13.0.0       15.0.0
 #   jinja2                   3.1.0        3.1.6
 #   matplotlib               3.10.7       3.11.2
-#   scikit-learn (tests)     1.7.0        1.9.1
+#   scikit-learn (tests)     1.8.0        1.9.1
 #
 # TensorFlow has no upper bound here. TensorFlow Probability imports tf_keras, and each
 # tf_keras release admits one minor version of TensorFlow only, so the resolver already
@@ -80,7 +80,7 @@ EXTRAS_REQUIRE = {
         "pytest>=9.2",
         "pytest-xdist>=3.8",
         "hypothesis>=6.170",
-        "scikit-learn>=1.7.0",
+        "scikit-learn>=1.8.0",
         "ruff>=0.17",
     ],
     # Other frameworks to measure against: gigabytes, so never part of `all`.

@@ -10,7 +10,7 @@ At no segment more than twice the rows of a batch wait.
 
 import collections
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 
 import numpy as np
 import tensorflow as tf
@@ -30,6 +30,9 @@ _FREEZE_AFTER, _FREEZE_AFTER_STEP = 0.5, 0.01
 _MOST_KEPT = 256
 # First segments that run while later ones do.
 _AHEAD = 2
+# One for all calls, since TensorFlow keeps something for ever of every thread that it
+# has run in. Threads are started as they are needed.
+_THREADS = ThreadPoolExecutor(thread_name_prefix="keras_dynamic")
 
 
 class Pools:
@@ -60,7 +63,6 @@ class Pools:
         self._compiled, self._key, self._static_way = frozenset(), None, None
         self._compared = False
         self._ahead = collections.deque()
-        self._threads = ThreadPoolExecutor(_AHEAD)
 
     def add(self, x):
         """Takes a batch; what is worth running runs."""
@@ -77,7 +79,7 @@ class Pools:
         else:
             size = count if is_full and 0 in self._compiled else None
             run = self.functions.first(*given, size)
-        self._ahead.append((is_static, count, self._threads.submit(run)))
+        self._ahead.append((is_static, count, _THREADS.submit(run)))
         self._number += count
         self._take_in(0 if self.functions.in_turns else _AHEAD)
         if is_full and not is_static:
@@ -109,8 +111,10 @@ class Pools:
         return columns
 
     def close(self):
-        """Lets the threads go, after what they have begun."""
-        self._threads.shutdown(cancel_futures=True)
+        """Ends what runs ahead: what is begun is waited for, the rest not begun."""
+        begun = [future for *_, future in self._ahead if not future.cancel()]
+        wait(begun)
+        self._ahead.clear()
 
     def _take_in(self, ahead):
         """Takes what first segments found, but for the `ahead` that came last."""

@@ -285,3 +285,18 @@ def test_streams_of_unknown_length():
     )
     np.testing.assert_array_equal(found.exit_index, expected.exit_index)
     assert found.segment_rows.tolist() == expected.segment_rows.tolist()
+
+
+def test_calls_share_their_threads(monkeypatch):
+    """TensorFlow keeps something for ever of every thread that it has run in."""
+    model = dense_model()
+    started, start = [], threading.Thread.start
+
+    def counted(thread):
+        started.append(thread)
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", counted)
+    for _ in range(12):
+        model.predict_dynamic(X[:24], batch_size=4, verbose=0)
+    assert len(started) < 12
