@@ -7,7 +7,6 @@ what TensorFlow has registered for GPUs.
 import types
 
 import keras
-import numpy as np
 import pytest
 import tensorflow as tf
 from keras import layers

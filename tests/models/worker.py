@@ -43,7 +43,9 @@ def exits(**kwargs):
 
 
 def selected():
-    return exits(selector=kd.ExitSelector(2, "soft", exit_costs="auto", cost_weight=0.1))
+    return exits(
+        selector=kd.ExitSelector(2, "soft", exit_costs="auto", cost_weight=0.1)
+    )
 
 
 def layerwise():
