@@ -56,7 +56,13 @@ def layerwise(estimator="soft", of_batch=1.0):
     early = kd.EarlyExit(CLASSES, loss_weight=0.5, name="exit_1")(h)
     weight, noise = 0.1 * of_batch, 0.0 if estimator == "soft" else 1.0
     experts = kd.SparseMoE(
-        2, 4, router="dense", balance_weight=weight, noise_stddev=noise, seed=0
+        2,
+        4,
+        router="dense",
+        balance_weight=weight,
+        noise_stddev=noise,
+        seed=0,
+        name="all_experts",
     )
     final = layers.Dense(CLASSES, "softmax", name="final")(experts(h))
     return kd.DynamicModel(inputs, [early, final], selector=selector([h]))
