@@ -14,7 +14,8 @@ class WholeFiles:
 
     Keras writes in place: a full disk, or a process that is killed, costs the old file
     as well. What is no single local file (a folder, shards, `gs://`, `hf://`) is left
-    to Keras.
+    to Keras; so is `keras.saving.save_model(model, path)`, which never comes here and
+    writes in place.
     """
 
     def save(self, filepath, overwrite=True, zipped=None, **kwargs):
