@@ -19,7 +19,7 @@ from keras_dynamic.models.pools import Pools
 from keras_dynamic.models.prediction import DynamicPrediction
 from keras_dynamic.models.replicas import has_replicas
 from keras_dynamic.models.rows import count_rows
-from keras_dynamic.models.saying import say
+from keras_dynamic.models.saying import check_verbose, say
 from keras_dynamic.models.tallies import Tallies
 
 __all__ = ["evaluate_dynamic", "predict_dynamic", "stream_dynamic"]
@@ -296,6 +296,7 @@ def _batches(model, mode, callbacks, verbose, logs, x, **data):
         x: what `predict` takes.
         **data: the remaining arguments of `batches_over`.
     """
+    check_verbose(verbose)
     if _is_empty(x):
         model.road.check_input(x)
         iterator = []

@@ -95,6 +95,15 @@ def test_sizes_of_batches_are_checked(name, size):
     assert len(plain().predict_dynamic(X, verbose=0)) == 5
 
 
+@pytest.mark.parametrize("verbose", ["x", 3, -1, 0.5, None, [0]])
+def test_verbose_is_checked(verbose):
+    message = r'`verbose` must be "auto", 0, 1 or 2\. Received: verbose='
+    with pytest.raises(ValueError, match=message):
+        plain().predict_dynamic(X, verbose=verbose)
+    with pytest.raises(ValueError, match=message):
+        plain().evaluate_dynamic(X, np.zeros(len(X)), verbose=verbose)
+
+
 @pytest.mark.parametrize("x", [{}, [], {"a": None}, np.float32(1), np.array(["a"])])
 def test_data_that_hold_nothing_are_an_error(x):
     with pytest.raises((TypeError, ValueError), match="`x` must hold .* Received: "):
