@@ -11,7 +11,7 @@ def check_verbose(verbose):
     if isinstance(verbose, str | numbers.Integral) and verbose in ("auto", 0, 1, 2):
         return
     raise ValueError(
-        f"`verbose` must be \"auto\", 0, 1 or 2. Received: verbose={verbose!r}."
+        f'`verbose` must be "auto", 0, 1 or 2. Received: verbose={verbose!r}.'
     )
 
 
