@@ -17,9 +17,10 @@ def read_version():
     return match.group(1)
 
 
-# Supported versions. The whole test suite has passed with each column, which
-# CONTRIBUTING.md says how to repeat; tests/oldest.txt pins the oldest. Between them
-# nothing is known to fail.
+# Supported versions. The whole test suite runs with the newest, on Python 3.11, before
+# each change is merged. With the oldest, some 400 of its tests have been run, of every
+# folder; with 3.12 some 170; 3.13 installs. tests/oldest.txt pins the oldest, and
+# CONTRIBUTING.md has the command for all of it.
 #
 #                            oldest       newest
 #   Python                   3.11         3.11, 3.12, 3.13
