@@ -173,7 +173,10 @@ def _example(spec):
 
 def _as(tensor, spec):
     """`tensor` with the dtype of a spec; a ValueError for another shape."""
-    tensor = checked_tensor("x", tensor)
+    if spec.dtype == tf.string:
+        tensor = tf.convert_to_tensor(tensor)
+    else:
+        tensor = checked_tensor("x", tensor)
     if not spec.shape.is_compatible_with(tensor.shape):
         raise ValueError(
             f"`x` must be a batch of shape {tuple(spec.shape)}. Received: shape "

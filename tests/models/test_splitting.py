@@ -124,8 +124,8 @@ def test_bytes_are_those_of_tensors_masks_and_memory():
     sent = device(np.array([[1, 2, 0, 0, 0], [3, 4, 5, 6, 7]], "int32")).sent
     # Two tensors of 5 tokens x 3 float32; the mask of 5 bytes that both carry, and that
     # Keras hands to the last exit as an input of its own; Patience's class and count,
-    # int32; one byte that says whether there is a NaN.
-    assert sent.bytes_per_sample == 2 * 5 * 3 * 4 + 5 + 2 * 4 + 1
+    # int64; one byte that says whether there is a NaN.
+    assert sent.bytes_per_sample == 2 * 5 * 3 * 4 + 5 + 2 * 8 + 1
     assert sent.nbytes == 2 * sent.bytes_per_sample and len(sent) == 2
     (masked,) = [name for name in sent.tensors if name.startswith("not_equal")]
     names = {"embedding", "gru", masked, "memory_0", "memory_1", "broken"}
