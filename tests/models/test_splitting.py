@@ -133,7 +133,7 @@ def test_bytes_are_those_of_tensors_masks_and_memory():
     mask = [[True] * 2 + [False] * 3, [True] * 5]
     assert sent.tensors[masked].tolist() == mask
     assert sent.tensors["memory_1"].tolist()[0] in (1, 2)  # exits that agree so far
-    assert "2 samples, 134 bytes each: embedding" in repr(sent)
+    assert "2 samples, 142 bytes each: embedding" in repr(sent)
 
 
 def masked_model(nested):

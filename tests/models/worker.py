@@ -58,12 +58,16 @@ def with_layers(estimator="soft", gate_estimator="straight_through"):
     chosen = {"estimator": estimator, "seed": 0}
     inputs = keras.Input((6,))
     h = layers.Dense(8)(inputs)
-    h = kd.SkipGate(layers.Dense(8), gate_estimator, initial_open_rate=0.5, seed=0)(h)
-    h = kd.BlendedActivation(["relu", "tanh"], **chosen)(h)
+    # Names of their own, since they stand in the logs.
+    h = kd.SkipGate(
+        layers.Dense(8), gate_estimator, initial_open_rate=0.5, seed=0, name="gate"
+    )(h)
+    h = kd.BlendedActivation(["relu", "tanh"], **chosen, name="blend")(h)
     both = [layers.Dense(8), layers.Dense(8, "tanh")]
-    h = kd.LayerChoice(both, entropy_weight=0.1, **chosen)(h)
+    h = kd.LayerChoice(both, entropy_weight=0.1, **chosen, name="choice")(h)
     h = layers.Multiply()([h, kd.GumbelSoftmax(**chosen)(layers.Dense(8)(h))])
-    experts = kd.SparseMoE(3, 8, noise_stddev=0.0, balance_weight=0.1, z_weight=0.01)
+    weights = {"balance_weight": 0.1, "z_weight": 0.01}
+    experts = kd.SparseMoE(3, 8, noise_stddev=0.0, **weights, name="mixture")
     h = layers.Flatten()(experts(layers.Reshape((2, 4))(h)))
     return Model(inputs, layers.Dense(CLASSES, "softmax", name="final")(h))
 
