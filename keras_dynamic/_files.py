@@ -86,10 +86,15 @@ def whole_folder(path):
             folder.mkdir()
         yield new
         for entry in sorted(new.iterdir()):
-            place = target / entry.name
+            place, aside = target / entry.name, old / entry.name
             if place.exists():
-                os.replace(place, old / entry.name)
-            os.replace(entry, place)
+                os.replace(place, aside)
+            try:
+                os.replace(entry, place)
+            except BaseException:
+                if aside.exists():
+                    os.replace(aside, place)
+                raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
         if is_new:

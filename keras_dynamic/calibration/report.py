@@ -32,6 +32,9 @@ __all__ = ["CalibrationReport", "ExitReport", "ProbabilityQuality", "build_repor
 
 # Of the JSON files: another number where an older reader would misunderstand them.
 _FORMAT = 1
+# Fields that are shares of rows, of a report and of its exits.
+_SHARES = "final_accuracy", "dynamic_accuracy"
+_EXIT_SHARES = "exit_rate", "accuracy", "accuracy_of_leavers", "spoiled"
 # A curve has no more points than this.
 _CURVE_POINTS = 60
 
@@ -389,4 +392,29 @@ def _checked(report):
             "`report.certificate.num_certified` must lie in "
             f"[0, {len(certificate.path)}]. Received: {certificate.num_certified}."
         )
+    _check_ranges(report)
     return report
+
+
+def _check_ranges(report):
+    """Raises for shares outside [0, 1] and the like; NaN is a figure of no rows."""
+    if report.num_samples < 0:
+        raise ValueError(
+            f"`report.num_samples` must be >= 0. Received: {report.num_samples}."
+        )
+    shares = {name: getattr(report, name) for name in _SHARES}
+    for number, rate in enumerate(report.exit_rates):
+        shares[f"exit_rates[{number}]"] = rate
+    for number, each in enumerate(report.exits):
+        place = f"exits[{number}]"
+        if each.temperature <= 0:
+            raise ValueError(
+                f"`report.{place}.temperature` must be > 0. Received: "
+                f"{each.temperature}."
+            )
+        shares |= {f"{place}.{name}": getattr(each, name) for name in _EXIT_SHARES}
+    for name, share in shares.items():
+        if share < 0 or share > 1:
+            raise ValueError(
+                f"`report.{name}` must lie in [0, 1]. Received: {share}."
+            )

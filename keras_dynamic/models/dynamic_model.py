@@ -366,11 +366,18 @@ class DynamicModel(DynamicInference, SeveralWorkers, WholeFiles, keras.Model):
             super().save(filepath, overwrite, zipped, **kwargs)
 
     def load_own_variables(self, store):
-        super().load_own_variables(store)
         weights = self.exit_thresholds, self.calibration_temperatures
-        rules.check_weights(
-            self._rule, int(np.asarray(self._rule_code)), *map(np.asarray, weights)
-        )
+        kept = [(each, each.numpy()) for each in (*weights, self._rule_code)]
+        try:
+            super().load_own_variables(store)
+            rules.check_weights(
+                self._rule, int(np.asarray(self._rule_code)), *map(np.asarray, weights)
+            )
+        except Exception:
+            # With `skip_mismatch` Keras makes a warning of it and goes on.
+            for variable, value in kept:
+                variable.assign(value)
+            raise
 
     def get_config(self):
         with _compat.untouched(self):

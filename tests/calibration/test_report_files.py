@@ -69,7 +69,7 @@ def changed(fields, place, value):
 @pytest.mark.fault(
     case="a report file is tampered with",
     made="fields of another type, gone, NaN, infinite, too many digits, of another "
-    "release, too few for the exits",
+    "release, out of range, too few for the exits",
     lost="the report: `CalibrationReport.load` raises a ValueError that names the file "
     "and the field",
 )
@@ -95,6 +95,11 @@ def changed(fields, place, value):
         (("certificate", "path", 0, "num_lost"), "3", r"path\[0\].num_lost` must be"),
         (("certificate", "num_certified"), 99, r"`report.certificate.num_certified`"),
         (("certificate", "num_certified"), -1, r"must lie in \[0, .*-1"),
+        (("num_samples",), -1, "`report.num_samples` must be >= 0.*-1"),
+        (("final_accuracy",), 7, r"`report.final_accuracy` must lie in \[0, 1\].*7"),
+        (("exit_rates", 0), -0.5, r"`report.exit_rates\[0\]` must lie in.*-0.5"),
+        (("exits", 1, "accuracy"), 1.5, r"`report.exits\[1\].accuracy` must lie.*1.5"),
+        (("exits", 0, "temperature"), 0, r"`report.exits\[0\].temperature` .*0.0"),
     ],
 )
 def test_tampered(written, place, value, message):

@@ -292,6 +292,31 @@ def test_tampered_weights(tmp_path, saved, change, message):
         load_model(tmp_path, packed(parts))
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (with_value("vars/1", np.nan), "`calibration_temperatures` must be"),
+        (with_shape("vars/1", (4,)), "shape.*must match"),
+    ],
+)
+def test_tampered_weights_skipped(tmp_path, saved, change, message):
+    """With `skip_mismatch` the rule's thresholds and temperatures stay together."""
+    model, _, weights = saved
+    before = model.exit_thresholds.numpy(), model.calibration_temperatures.numpy()
+
+    def both(file):
+        file["vars/0"][...] = 0.3
+        change(file)
+
+    path = tmp_path / "m.weights.h5"
+    path.write_bytes(changed_weights(weights, both))
+    with pytest.warns(UserWarning, match=f"(?s){message}"):
+        model.load_weights(path, skip_mismatch=True)
+    after = model.exit_thresholds.numpy(), model.calibration_temperatures.numpy()
+    np.testing.assert_array_equal(before[0], after[0])
+    np.testing.assert_array_equal(before[1], after[1])
+
+
 def test_closed_exits_load(tmp_path, saved):
     """An infinite threshold on the right side is a closed exit, and no fault."""
     model, _, weights = saved
