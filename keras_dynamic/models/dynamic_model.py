@@ -282,10 +282,10 @@ class DynamicModel(DynamicInference, SeveralWorkers, WholeFiles, keras.Model):
 
         Raises:
             RuntimeError: before `compile`.
-            TypeError: for a `trunk_epochs` that is no integer.
-            ValueError: if no early exit has trainable weights of its own; for
-                `trunk_epochs` below 0, with `initial_epoch`, with a selector, or with
-                `BackupAndRestore`.
+            TypeError: for epochs or a batch size that are no integers.
+            ValueError: if no early exit has trainable weights of its own; for epochs
+                below 0 or a batch size below 1; for `trunk_epochs` with
+                `initial_epoch`, with a selector, or with `BackupAndRestore`.
 
         Example:
 

@@ -6,6 +6,7 @@ import keras
 import tensorflow as tf
 
 from keras_dynamic._compat import layers_within, training_otherwise
+from keras_dynamic.layers._checks import positive_integer
 from keras_dynamic.models.weight_decay import exclude_from_weight_decay
 
 __all__ = ["fit_exits"]
@@ -40,10 +41,10 @@ def _checked_epochs(model, trunk_epochs, arguments):
                 f"`{name}` must be an integer. Received: {name}={epochs!r} of type "
                 f"{type(epochs)}."
             )
-    if trunk_epochs < 0:
-        raise ValueError(
-            f"`trunk_epochs` must be >= 0. Received: trunk_epochs={trunk_epochs}."
-        )
+        if epochs < 0:
+            raise ValueError(f"`{name}` must be >= 0. Received: {name}={epochs}.")
+    if arguments["batch_size"] is not None:
+        positive_integer("batch_size", arguments["batch_size"])
     if trunk_epochs and "initial_epoch" in arguments:
         raise ValueError(
             "`initial_epoch` cannot be given beside `trunk_epochs`, with which epochs "

@@ -95,6 +95,25 @@ def test_sizes_of_batches_are_checked(name, size):
     assert len(plain().predict_dynamic(X, verbose=0)) == 5
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"batch_size": 0},
+        {"batch_size": 2.5},
+        {"epochs": -1},
+        {"epochs": 1.5},
+        {"trunk_epochs": -1},
+    ],
+)
+def test_sizes_of_a_training_of_exits_are_checked(arguments):
+    model, ((name, size),) = plain(), arguments.items()
+    before = model.get_weights()
+    with pytest.raises((TypeError, ValueError), match=f"`{name}` .*={size}"):
+        model.fit_exits(X, np.zeros(len(X)), verbose=0, **arguments)
+    for old, new in zip(before, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(old, new)
+
+
 @pytest.mark.parametrize("verbose", ["x", 3, -1, 0.5, None, [0]])
 def test_verbose_is_checked(verbose):
     message = r'`verbose` must be "auto", 0, 1 or 2\. Received: verbose='

@@ -292,6 +292,8 @@ def test_tampered_weights(tmp_path, saved, change, message):
         load_model(tmp_path, packed(parts))
 
 
+# `pytest.warns` gives every other warning out again, as one of the test's own.
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 @pytest.mark.parametrize(
     ("change", "message"),
     [

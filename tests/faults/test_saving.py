@@ -1,7 +1,9 @@
 """What cannot be saved leaves the file that was there."""
 
 import contextlib
+import errno
 import hashlib
+import os
 import resource
 
 import keras
@@ -10,6 +12,7 @@ import pytest
 import tensorflow as tf
 
 import keras_dynamic as kd
+from keras_dynamic import _files
 from tests.calibration.test_report import by_hand
 from tests.models.worker import exits
 
@@ -169,3 +172,22 @@ def test_former_formats_and_foreign_endings(tmp_path, model):
     again = keras.saving.load_model(tmp_path / "folder")
     assert isinstance(again, kd.DynamicModel)
     again.load_weights(tmp_path / "m.weights.json")
+
+
+def test_a_folder_whose_exchange_fails_halfway(tmp_path, monkeypatch):
+    """The part that could not be replaced is there again, and nothing beside it."""
+    (tmp_path / "a").write_text("old a")
+    (tmp_path / "b").write_text("old b")
+    replace = _files.os.replace
+
+    def refusing(source, target):
+        if "new" in str(source.parent) and source.name == "b":
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        replace(source, target)
+
+    monkeypatch.setattr(_files.os, "replace", refusing)
+    with pytest.raises(OSError), _files.whole_folder(tmp_path) as new:
+        (new / "a").write_text("new a")
+        (new / "b").write_text("new b")
+    assert (tmp_path / "b").read_text() == "old b"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
