@@ -73,6 +73,17 @@ def check_layer(
     _check_training(case, model, layer, every_weight_trains, random_training, jit)
 
 
+@contextlib.contextmanager
+def dtype_policy(name):
+    """Keras' global policy, for a while."""
+    previous = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(name)
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(previous)
+
+
 def two_replicas():
     """A `MirroredStrategy` over the two CPU devices that `conftest.py` makes.
 
@@ -193,7 +204,7 @@ def _check_rows(case, layer, expected):
 
 
 def _check_half_precision(case, policy, full_model, expected, tolerance):
-    with _dtype_policy(policy):
+    with dtype_policy(policy):
         model, layer = case.model()
         model.set_weights(full_model.get_weights())
         assert layer.compute_dtype == policy.removeprefix("mixed_")
@@ -233,16 +244,6 @@ def _check_training(case, model, layer, every_weight, random_training, jit):
     _equal(mirrored_loss, loss, "loss of two replicas")
     for new, one in zip(mirrored.weights, model.weights, strict=True):
         _equal(new.numpy(), one.numpy(), f"{one.path} of two replicas", 1e-4)
-
-
-@contextlib.contextmanager
-def _dtype_policy(name):
-    previous = keras.config.dtype_policy()
-    keras.config.set_dtype_policy(name)
-    try:
-        yield
-    finally:
-        keras.config.set_dtype_policy(previous)
 
 
 def _equal(actual, expected, message, tolerance=1e-5):

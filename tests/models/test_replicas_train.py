@@ -132,6 +132,21 @@ def test_an_uneven_batch_is_the_mean_of_the_means_over_its_parts(rows, weights):
         every_layer.same(found, wanted, "weight", 1e-6)
 
 
+def test_synchronized_batch_normalization_bears_a_replica_without_rows():
+    """Moments of no rows are NaN; moments over all replicas are not."""
+    x, y = worker.data()
+    with two_replicas().scope():
+        inputs = keras.Input((6,))
+        h = layers.BatchNormalization(synchronized=True)(layers.Dense(8)(inputs))
+        early = kd.EarlyExit(worker.CLASSES, name="exit_1")(h)
+        final = layers.Dense(worker.CLASSES, "softmax", name="final")(h)
+        model = kd.DynamicModel(inputs, [early, final])
+        model.compile("sgd", "sparse_categorical_crossentropy")
+    model.fit(x[:17], y[:17], batch_size=16, verbose=0)  # the last batch: one row
+    for weight in model.trainable_weights:
+        assert np.isfinite(weight.numpy()).all(), weight.path
+
+
 def test_keras_alone_needs_an_even_first_batch():
     """When this fails, Keras may have made a part of `SeveralWorkers` superfluous."""
     with two_replicas().scope():

@@ -1,12 +1,12 @@
 """Every layer and loss, trained in each way that Keras has."""
 
-import contextlib
 import functools
 
 import keras
 import numpy as np
 import pytest
 
+from tests.layers.checks import dtype_policy
 from tests.models import every_layer
 from tests.models.every_layer import (
     MODELS,
@@ -26,16 +26,6 @@ EQUAL_WAYS = {
     "two steps an execution": {"steps_per_execution": 2},
 }
 HALF = ["mixed_float16", "mixed_bfloat16"]
-
-
-@contextlib.contextmanager
-def dtype_policy(name):
-    previous = keras.config.dtype_policy()
-    keras.config.set_dtype_policy(name)
-    try:
-        yield
-    finally:
-        keras.config.set_dtype_policy(previous)
 
 
 @pytest.mark.parametrize("way", EQUAL_WAYS)
