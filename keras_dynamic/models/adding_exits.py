@@ -217,7 +217,7 @@ class _Placing:
                 raise ValueError(
                     f"`at` must come to a different place for each exit. Received: "
                     f"{first!r} and {second!r}, both of which come to '{one.name}'. "
-                    f"The places there are: {', '.join(places)}."
+                    f"The places there are: {', '.join(places) or 'none by share'}."
                 )
             if other.share < one.share:
                 raise ValueError(

@@ -7,7 +7,7 @@ from keras import tree
 from keras_dynamic._compat import BatchIterator
 from keras_dynamic.layers._checks import positive_integer
 
-__all__ = ["arranged", "batches_over"]
+__all__ = ["arranged", "batches_over", "check_samples"]
 
 
 def batches_over(x, batch_size=None, steps=None, **targets):
@@ -26,10 +26,15 @@ def batches_over(x, batch_size=None, steps=None, **targets):
             positive_integer(name, size)
     if all(leaf is None for leaf in tree.flatten(x)):
         raise ValueError(f"`x` must hold samples, as in `predict`. Received: x={x}.")
-    for name, data in {"x": x, **targets}.items():
-        for leaf in tree.flatten(data):
-            _check_leaf(name, leaf)
+    check_samples(x=x, **targets)
     return BatchIterator(x=x, batch_size=batch_size, steps_per_epoch=steps, **targets)
+
+
+def check_samples(**data):
+    """Raises for data, by name, without an axis of samples or with NumPy's strings."""
+    for name, structure in data.items():
+        for leaf in tree.flatten(structure):
+            _check_leaf(name, leaf)
 
 
 def _check_leaf(name, leaf):

@@ -7,6 +7,7 @@ import tensorflow as tf
 
 from keras_dynamic._compat import layers_within, training_otherwise
 from keras_dynamic.layers._checks import positive_integer
+from keras_dynamic.models.feeding import check_samples
 from keras_dynamic.models.weight_decay import exclude_from_weight_decay
 
 __all__ = ["fit_exits"]
@@ -23,6 +24,7 @@ def fit_exits(model, x, y, trunk_epochs=0, **kwargs):
             f"Received: exits {model.exit_names[:-1]}, whose weights are frozen or "
             "belong to the rest of the network as well."
         )
+    check_samples(x=x, y=y)
     if not _checked_epochs(model, trunk_epochs, kwargs):
         return _fit_heads(model, heads, x, y, kwargs)
     epochs = {"initial_epoch": 0, "epochs": trunk_epochs}

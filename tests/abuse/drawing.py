@@ -124,12 +124,20 @@ def free(*values):
     return Kind(of(*values))
 
 
+def rows(r, *few):
+    """How many samples: mostly one of a few numbers, now and then hundreds."""
+    return 500 if r.random() < 0.06 else r.choice(few)
+
+
 def floats(r, shape, spoiled=0.4, scale=2.0, dtypes=FLOATS):
     """An array of floats, now and then with extreme values."""
-    values = np.random.default_rng(r.getrandbits(32)).normal(size=shape) * scale
+    generator = np.random.default_rng(r.getrandbits(32))
+    values = np.asarray(generator.normal(size=shape) * scale)
     if values.size and r.random() < spoiled:
         for _ in range(r.randint(1, 3)):
             values.flat[r.randrange(values.size)] = r.choice(EXTREMES)
+        some = generator.random(shape) < 0.02
+        values[some] = generator.choice(EXTREMES, size=some.sum())
     with np.errstate(over="ignore", invalid="ignore"):
         return values.astype(r.choice(dtypes))
 

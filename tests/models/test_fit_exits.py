@@ -387,3 +387,11 @@ class InterruptsAt(keras.callbacks.Callback):
     def on_epoch_begin(self, epoch, logs=None):
         if epoch == self.epoch:
             raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("name", ["x", "y"])
+def test_data_that_are_no_numbers_are_named(name):
+    data = dict(zip("xy", dense_data(8), strict=True))
+    data[name] = np.full(data[name].shape, "a")
+    with pytest.raises(TypeError, match=f"`{name}` must hold arrays of numbers"):
+        dense_model().fit_exits(**data, verbose=0)
