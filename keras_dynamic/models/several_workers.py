@@ -36,7 +36,8 @@ class SeveralWorkers:
     heartbeats have been missing for about ten seconds. All workers then have to be
     started anew. They go on where they were with
     `keras.callbacks.BackupAndRestore(folder, delete_checkpoint=False)`: either one
-    folder on a disk that all share, to be deleted after training, or one for each. With
+    folder on a disk that all share, to be made before `fit`, since the callbacks of two
+    workers may both try to, and to be deleted after it; or one for each. With
     folders of their own one worker may have saved an epoch that a dying one had not;
     `fit` then raises a `RuntimeError` on all of them, as it does whenever workers begin
     with different weights, and a folder has to be copied from one to the others.
@@ -61,12 +62,20 @@ class SeveralWorkers:
     def fit(self, *args, **kwargs):
         if _has_workers(self.distribute_strategy):
             call = inspect.signature(super().fit).bind(*args, **kwargs)
-            given = call.arguments.get("callbacks")
-            if not isinstance(given, keras.callbacks.CallbackList):
-                own = [] if given is None else tree.flatten(given)
-                call.arguments["callbacks"] = [*own, _SameBeginning()]
+            call.arguments["callbacks"] = self._checked(call.arguments.get("callbacks"))
             args, kwargs = call.args, call.kwargs
         return super().fit(*args, **kwargs)
+
+    def _checked(self, callbacks):
+        """The callbacks of `fit`, and one more that compares the workers."""
+        if not isinstance(callbacks, keras.callbacks.CallbackList):
+            own = [] if callbacks is None else tree.flatten(callbacks)
+            return [*own, _SameBeginning()]
+        if not any(isinstance(one, _SameBeginning) for one in callbacks.callbacks):
+            check = _SameBeginning()
+            check.set_model(self)
+            callbacks.callbacks.append(check)
+        return callbacks
 
     def train_step(self, data):
         return self._with_axis(super().train_step(data))

@@ -31,6 +31,7 @@ def start(folder, part):
     "weights and optimizer state as without the death",
 )
 def test_a_worker_dies_and_all_go_on(tmp_path):
+    (tmp_path / "backup").mkdir()  # two callbacks may try to at the same moment
     survivor, victim = start(tmp_path, "killed")
     try:
         finish(survivor)

@@ -2,11 +2,14 @@
 
 import json
 
+import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_dynamic.models import several_workers
 from tests import processes
 from tests.models import worker
+from tests.models.small_models import dense_model
 from tests.processes import finish, free_addresses
 
 WITHOUT_NOISE = [name for name in worker.MODELS if name != "noisy"]
@@ -56,3 +59,22 @@ def test_two_workers_train_as_one(tmp_path):
     # With noise they hold the same weights at every moment.
     assert np.isfinite(one["noisy"]["history"]["loss"]).all()
     assert one["noisy"] == other["noisy"]
+
+
+def test_workers_are_compared_in_a_list_of_callbacks_too(monkeypatch):
+    def fit(self, callbacks=None):
+        return callbacks
+
+    monkeypatch.setattr(keras.Model, "fit", fit)
+    monkeypatch.setattr(several_workers, "_has_workers", lambda strategy: True)
+    model = dense_model()
+    own = keras.callbacks.TerminateOnNaN()
+    for given in (own, [own], keras.callbacks.CallbackList([own])):
+        for _ in range(2):  # a list that was given before has it already
+            found = model.fit(callbacks=given)
+        callbacks = getattr(found, "callbacks", found)
+        assert [type(each).__name__ for each in callbacks[-2:]] == [
+            "TerminateOnNaN",
+            "_SameBeginning",
+        ]
+    assert callbacks[-1].model is model
