@@ -139,6 +139,9 @@ print(trials)
 # of both. As a picture:
 
 # %%
+# Caption: The trials of the search on the validation data.
+# Alt: Accuracy over mean cost: a point for each trial, and a step line through those on
+# the front.
 figure, axis = plt.subplots(figsize=(6, 4), layout="constrained")
 trials.plot(axis)
 plt.show()
@@ -179,11 +182,17 @@ print(f"difference: {100 * difference.mean():+.1f} +- {100 * error:.1f} points")
 # are now), and who leaves where:
 
 # %%
+# Caption: What thresholds could buy with the winner; the star is what they are.
+# Alt: Accuracy over mean cost. A front rises from the first exit alone to nearly the
+# plain network's accuracy, and the star lies on it or just below.
 figure, axis = plt.subplots(figsize=(6, 4), layout="constrained")
 kd.plots.accuracy_cost(best, x_valid, y_valid, batch_size=500).plot(axis)
 plt.show()
 
 # %%
+# Caption: Who leaves the winner where, from sure to unsure: the answer, and below it
+# the confidence. Framed: wrong.
+# Alt: Three rows of eight digits, one row for each exit.
 kd.plots.samples_by_exit(best, x_test, y_test).plot()
 plt.show()
 
@@ -257,6 +266,8 @@ print(kd.tuning.pareto(tuner))
 # - `tuner.search(..., callbacks=[kd.callbacks.TensorBoard("logs", data=x_valid)])`
 #   writes one log a trial.
 #
-# What to try next: `"hyperband"`, which stops hopeless trials early;
-# `CostUnderAccuracy(0.95)`; `kd.tuning.target_rate` for gates and
-# `kd.tuning.balance_weight` for experts.
+# ## What to try next
+#
+# - `"hyperband"`, which stops hopeless trials early.
+# - `CostUnderAccuracy(0.95)`: the least cost for an accuracy.
+# - `kd.tuning.target_rate` for gates, and `kd.tuning.balance_weight` for experts.
