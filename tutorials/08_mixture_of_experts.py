@@ -115,7 +115,7 @@ figure.savefig("mixture_of_experts.png", dpi=150)
 
 # %%
 (x_train, y_train), (x_test, y_test) = keras.datasets.mnist.load_data()
-x_train, y_train = x_train[:8_000, ..., None] / np.float32(255), y_train[:8_000]
+x_train, y_train = x_train[:5_000, ..., None] / np.float32(255), y_train[:5_000]
 x_test, y_test = x_test[::2, ..., None] / np.float32(255), y_test[::2]
 print(f"{len(x_train)} to train, {len(x_test)} to test")
 

@@ -50,7 +50,7 @@ print("train, calibrate, validate, test:", sizes)
 # plain network, and scored as it will run.
 
 # %%
-BUDGET, EPOCHS = 0.3, 12
+BUDGET, EPOCHS = 0.3, 10
 
 
 def network(lambda_1=1.0, lambda_2=1.0):
@@ -124,7 +124,7 @@ hypermodel = kd.tuning.DynamicHyperModel(
 )
 tuner = hypermodel.tuner(
     "random",
-    max_trials=8,
+    max_trials=5,
     seed=0,
     directory="searches",
     project_name="lambda",
@@ -243,7 +243,7 @@ hypermodel = kd.tuning.DynamicHyperModel(
 )
 tuner = hypermodel.tuner(
     "random",
-    max_trials=8,
+    max_trials=5,
     seed=3,
     directory="searches",
     project_name="tau",
