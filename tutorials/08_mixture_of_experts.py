@@ -166,22 +166,14 @@ def scores_of(model):
 
 
 # %% [markdown]
-# Three networks of equal *active* size. In the first mixture each token uses one of
-# four experts, each as large as the dense network that it replaces. In the second it
-# uses two of eight that are half as large. In FLOPs the mixtures are ahead only by
-# their routers and by the weighted sum. (`balance_weight` is the matter of the next
-# section.)
+# Two networks of equal *active* size. In the mixture each token uses one of four
+# experts, each as large as the dense network that it replaces. In FLOPs the mixture is
+# ahead only by its routers and by the weighted sum. (`balance_weight` is the matter of
+# the next section.)
 
 # %%
 mixture = functools.partial(kd.SparseMoE, EXPERTS, HIDDEN, balance_weight=0.05)
-halves = functools.partial(
-    kd.SparseMoE, 2 * EXPERTS, HIDDEN // 2, top_k=2, balance_weight=0.05
-)
-networks = {
-    "dense": vit(),
-    "4 experts, K = 1": vit(mixture),
-    "8 halves, K = 2": vit(halves),
-}
+networks = {"dense": vit(), "4 experts, K = 1": vit(mixture)}
 histories = {name: train(model, epochs=4) for name, model in networks.items()}
 
 
@@ -206,10 +198,9 @@ for (name, model), own in zip(networks.items(), times, strict=True):
 
 # %% [markdown]
 # Nearly twice the parameters, of which a token uses as many as before, and a router's.
-# The accuracies lie close together, and on 5,000 images each is uncertain by a third of
+# The accuracies lie close together, and on 5,000 images each is uncertain by nearly half
 # a point: a few thousand easy images do not need a larger network. Mixtures show their
-# worth where there are more data than a dense network of that cost can learn. $K = 2$
-# halves the experts for the same cost, mixes two answers, and moves each token twice.
+# worth where there are more data than a dense network of that cost can learn.
 #
 # FLOPs are equal, and time need not be: sorting tokens by expert, and several small
 # products in place of a large one, take time of their own, which weighs much in a
@@ -454,6 +445,8 @@ figure.savefig("choices_of_the_policy.png", dpi=150)
 #
 # ## What to try next
 #
+# - `kd.SparseMoE(8, HIDDEN // 2, top_k=2)`: eight experts half as large cost the same,
+#   mix two answers, and move each token twice.
 # - `router="expert_choice"`: each expert takes its best tokens, and loads are even.
 # - `capacity_factor=1.0`: experts with limited room. Watch `moe_1_dropped` in the logs.
 # - `route="input"`: one choice for all patches of an image.
