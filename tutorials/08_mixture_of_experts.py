@@ -198,9 +198,9 @@ for (name, model), own in zip(networks.items(), times, strict=True):
 
 # %% [markdown]
 # Nearly twice the parameters, of which a token uses as many as before, and a router's.
-# The accuracies lie close together, and on 5,000 images each is uncertain by nearly half
-# a point: a few thousand easy images do not need a larger network. Mixtures show their
-# worth where there are more data than a dense network of that cost can learn.
+# The accuracies lie close together, and on 5,000 images each is uncertain by nearly
+# half a point: a few thousand easy images do not need a larger network. Mixtures show
+# their worth where there are more data than a dense network of that cost can learn.
 #
 # FLOPs are equal, and time need not be: sorting tokens by expert, and several small
 # products in place of a large one, take time of their own, which weighs much in a
