@@ -83,8 +83,8 @@ for weight in (0.1, 1.0, 3.0):
 
 # %% [markdown]
 # The smallest $\lambda$ has by far the smallest loss, for it multiplies a part of it.
-# What the networks are worth when they run differs by less than a point. A score must
-# not contain what is searched.
+# Of what the networks are worth when they run it says nothing: there the three lie
+# close together. A score must not contain what is searched.
 #
 # ## A build function
 #
@@ -171,7 +171,8 @@ print(f"difference: {100 * difference.mean():+.1f} +- {100 * error:.1f} points")
 
 # %% [markdown]
 # Both costs are near the budget and neither is on it: thresholds were chosen on other
-# digits. The interval is that of 350 test digits; another seed moves the networks too.
+# digits. The interval is that of 350 test digits; another seed moves the networks too,
+# and the search kept its winner's best epoch, where the default has its last one.
 # A search is worth its trials where settings matter more than chance does: repeat the
 # winner with other seeds before you believe in it (`executions_per_trial` does it in
 # every trial).
