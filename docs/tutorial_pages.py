@@ -12,7 +12,7 @@ import re
 import jupytext
 
 _FIGURE = re.compile(
-    r"# Caption: (?P<caption>.+(?:\n# (?!Alt: ).+)*)\n# Alt: (?P<alt>.+(?:\n# .+)*)\n"
+    r"# Caption: (?P<caption>.+(?:\n# .+)*)\n# Alt: (?P<alt>.+(?:\n# .+)*)\n"
 )
 
 
