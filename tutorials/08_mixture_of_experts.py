@@ -274,7 +274,7 @@ figure.savefig("expert_loads.png", dpi=150)
 #
 # the divergence of the mean routing probability $\bar p$ from the uniform distribution.
 # (The average *load* is what should be even, but a count has no gradient; the mean
-# probability stands in for it.) It undoes the head start within an epoch or two.
+# probability stands in for it.) It undoes most of the head start in two epochs.
 
 # %%
 for name, network in (("no balancing", alone), ("balancing", balanced)):
