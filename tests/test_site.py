@@ -125,7 +125,7 @@ def test_a_figure_takes_its_caption_from_comments():
     assert "mystnb" not in other.metadata
 
 
-def test_every_tutorial_draws_states_a_formula_and_ends_with_what_to_try():
+def test_every_tutorial_has_a_formula_a_figure_an_outlook_and_a_users_data():
     for path in sorted((ROOT / "tutorials").glob("*.py")):
         text = path.read_text(encoding="utf-8")
         assert "$$" in text, f"{path.name} has no formula"
@@ -133,5 +133,8 @@ def test_every_tutorial_draws_states_a_formula_and_ends_with_what_to_try():
         assert text.count("# Caption: ") == text.count("\n# Alt: "), path.name
         drawn = text.count("plt.show()") + text.count("savefig(")
         assert text.count("# Caption: ") == drawn, path.name
+        assert "KERAS_DYNAMIC_DATA" not in text, (
+            f"{path.name} loads data in its own way"
+        )
         *_, last = text.split("# %% [markdown]\n")
         assert "What to try next" in last, f"{path.name} ends without an outlook"
