@@ -134,7 +134,7 @@ def test_every_tutorial_has_a_formula_a_figure_an_outlook_and_a_users_data():
         drawn = text.count("plt.show()") + text.count("savefig(")
         assert text.count("# Caption: ") == drawn, path.name
         assert "KERAS_DYNAMIC_DATA" not in text, (
-            f"{path.name} loads data in its own way"
+            f"{path.name} has own data"
         )
         *_, last = text.split("# %% [markdown]\n")
         assert "What to try next" in last, f"{path.name} ends without an outlook"
