@@ -133,8 +133,6 @@ def test_every_tutorial_has_a_formula_a_figure_an_outlook_and_a_users_data():
         assert text.count("# Caption: ") == text.count("\n# Alt: "), path.name
         drawn = text.count("plt.show()") + text.count("savefig(")
         assert text.count("# Caption: ") == drawn, path.name
-        assert "KERAS_DYNAMIC_DATA" not in text, (
-            f"{path.name} has own data"
-        )
+        assert "KERAS_DYNAMIC_DATA" not in text, f"{path.name} has own data"
         *_, last = text.split("# %% [markdown]\n")
         assert "What to try next" in last, f"{path.name} ends without an outlook"
