@@ -1,13 +1,14 @@
 """Sphinx configuration.
 
 Build from the project's root with
-`.venv/bin/python -m sphinx -W -b html docs docs/_build/html`
+`.venv/bin/python -m sphinx -W -j 2 -b html docs docs/_build/html`
 """
 
 import inspect
 import os
 import re
 import shutil
+import sys
 from pathlib import Path
 
 # Read by the kernels that run the tutorials: TensorFlow's start-up lines do not belong
@@ -41,7 +42,7 @@ myst_heading_anchors = 3
 # Tutorials are percent scripts in tutorials/, outside of the pages' own folder, which
 # Sphinx cannot read: copies are made here at every build, and git ignores them. A copy
 # keeps its time stamp, so that only a changed tutorial is read, and run, again.
-nb_custom_formats = {".py": ["jupytext.reads", {"fmt": "py:percent"}]}
+nb_custom_formats = {".py": "tutorial_pages.read"}
 nb_execution_mode = "force"
 nb_execution_raise_on_error = True
 nb_execution_show_tb = True
@@ -58,12 +59,22 @@ def copy_tutorials(source, target):
         shutil.copy2(script, target)
 
 
+def start_kernels_with(script, folder):
+    """Makes a folder of settings for the kernels, which run the script first."""
+    startup = folder / "profile_default" / "startup"
+    startup.mkdir(parents=True, exist_ok=True)
+    shutil.copy2(script, startup)
+    os.environ["IPYTHONDIR"] = str(folder)
+
+
 HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE))  # for tutorial_pages
 # The kernels take data sets from where the benchmarks do, and download what is not
 # there.
 os.environ.setdefault("KERAS_DYNAMIC_DATA", str(HERE.parent / "../shared/data"))
+start_kernels_with(HERE / "local_data.py", HERE / "_build" / "ipython")
 copy_tutorials(HERE.parent / "tutorials", HERE / "tutorials")
-exclude_patterns.append("conf.py")
+exclude_patterns += ["*.py"]
 
 # Docstrings are Google's style with Keras' sections.
 napoleon_numpy_docstring = False

@@ -31,13 +31,20 @@ COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9")
 # How much computing does it take to train a well-known network, and how much memory to
 # hold it? Both can be worked out from what the papers say. A multiply-add counts as two
 # floating-point operations (FLOPs), and a training step as three times a forward pass:
-# forward, gradient of the activations, gradient of the weights.
+# forward, gradient of the activations, gradient of the weights. So
 #
-# - Image classifiers: $3 \times$ FLOPs of an image $\times$ images seen.
-# - Language models: each of $N$ weights takes part in one multiply-add for each of $D$
-#   tokens, so $3 \times 2 N D = 6 N D$.
+# $$\text{FLOPs to train} = 3 \times \text{FLOPs of an input} \times
+# \text{inputs seen} .$$
+#
+# In a language model each of $N$ weights takes part in one multiply-add for each of $D$
+# tokens, which makes $3 \times 2 N D = 6 N D$.
 
 # %%
+# Caption: Six well-known networks: the computing that trained them, and the memory that
+# holds their weights.
+# Alt: Two scatter plots over the years 2012 to 2022 with logarithmic axes. Training
+# costs rise from hundreds of PFLOPs to billions; weights rise from a tenth of a
+# gigabyte to a thousand, and pass the line of what one accelerator holds.
 # name, year, weights, FLOPs to train
 NETWORKS = (
     # Krizhevsky et al. 2012: 0.72 G multiply-adds an image; 90 rounds of 1.2 M images.
@@ -297,19 +304,25 @@ enter("experts", routed.outputs, routed.cost.mean(), nonzero(mixture) / 250)
 # ## What is saved, and what is not
 
 # %%
+# Caption: What each network pays for a digit, and how often it is right.
+# Alt: A scatter plot of accuracy over MFLOPs a digit. Static networks are blue, those
+# that depend on the input orange; early exits cost least, and their disk, the memory,
+# is no smaller.
 figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
 dynamic = ("early exits", "gates", "experts")
+beside = {"static": (10, 8), "half of the weights pruned": (10, -14)}
 for name, (right, cost, kilobytes) in bill.items():
     color = COLORS[4] if name in dynamic else COLORS[0]
     axes.scatter(cost, 100 * right, s=kilobytes, color=color, alpha=0.7)
-    axes.annotate(name, (cost, 100 * right), (6, 6), textcoords="offset points")
+    place = beside.get(name, (10, -3))
+    axes.annotate(name, (cost, 100 * right), place, textcoords="offset points")
 axes.set(
     xlabel="MFLOPs a digit, on average",
     ylabel="accuracy on test digits (%)",
     title="Area: memory for the weights. Orange: depends on the input",
 )
 axes.spines[["top", "right"]].set_visible(False)
-axes.margins(x=0.2, y=0.15)
+axes.margins(x=0.3, y=0.15)
 plt.show()
 
 # %% [markdown]

@@ -112,6 +112,10 @@ print(prediction)
 # digits: its softmax over the exits, beside each image.
 
 # %%
+# Caption: What the selector thought of test digits: the weight of each exit, beside the
+# image.
+# Alt: Three rows of digits, by the exit they were sent to, each with three bars. The
+# longest bar is that of the exit taken.
 selector = soft.get_layer("selector")
 probabilities = np.asarray(selector.probabilities(x_test))
 
@@ -237,6 +241,9 @@ estimators = ("straight_through", "gumbel_straight_through")
 stuck = {name: curves(name) for name in estimators}
 
 # %%
+# Caption: The same task with and without noise on the choice.
+# Alt: Lines over thirty epochs. Without noise the second exit's probability falls to 0;
+# with Gumbel noise it rises to 1, and the hard choice follows after three epochs.
 figure, axis = plt.subplots(figsize=(6.5, 3.6), layout="constrained")
 for (name, rates), color in zip(stuck.items(), COLORS, strict=False):
     epochs = range(1, len(rates.soft) + 1)
@@ -263,6 +270,9 @@ figure.savefig("stuck_selector.png", dpi=150)
 # mixtures of all exits first, nearly one-hot draws at the end.
 
 # %%
+# Caption: The temperature falls, and the choice settles.
+# Alt: Over twenty epochs the temperature falls from nearly 3 to 0.3; the rate of the
+# last exit swings at first and then keeps level.
 steps = 20 * (len(x_train) // 32)
 cooling = keras.optimizers.schedules.ExponentialDecay(3.0, steps, 0.1)
 schedule = kd.callbacks.TemperatureSchedule(cooling)

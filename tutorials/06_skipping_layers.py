@@ -147,6 +147,9 @@ for name in BLOCKS:
 # `initial_open_rate=0.9`, so that the blocks learn something before they are closed.
 
 # %%
+# Caption: Four gates in training, with a target of one half (gray).
+# Alt: Two panels of four curves over twenty epochs. Open rates start near 1, swing for
+# ten epochs and come to rest near one half; the probabilities do so sooner.
 figure, axes = plt.subplots(1, 2, figsize=(9, 3.4), sharey=True, layout="constrained")
 for axis, what in zip(axes, ("open_rate", "open_probability"), strict=True):
     for name, color, line in zip(BLOCKS, COLORS, LINES, strict=True):
@@ -188,6 +191,9 @@ for name in BLOCKS:
 # gate gets:
 
 # %%
+# Caption: Which digits run which block.
+# Alt: A table of ten digits and four gates, colored by the open rate in percent. Rates
+# differ from digit to digit, in every column.
 gates = [hard.get_layer(name) for name in BLOCKS]
 inputs_of_gates = keras.Model(hard.input, [gate.input for gate in gates])
 logits = [

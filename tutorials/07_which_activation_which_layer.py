@@ -148,6 +148,10 @@ show_weights(unrestricted)
 # the four, in each layer:
 
 # %%
+# Caption: What has become of the mean of four activations, after each layer.
+# Alt: Three panels with the four activation functions in faint colors, and in black the
+# blend before training, dotted, and after it, under two constraints; the unrestricted
+# one is the steepest.
 figure, axes = plt.subplots(1, 3, figsize=(10, 3.4), layout="constrained", sharey=True)
 for index, (axis, title) in enumerate(zip(axes, BLENDS, strict=True)):
     for activation, color, name in zip(activations, COLORS, NAMES, strict=True):
@@ -168,6 +172,9 @@ figure.savefig("blended_activation_curves.png", dpi=150)
 # And these are the weights, by layer; the dashed line is where they started:
 
 # %%
+# Caption: The weights of the blends after training, by layer.
+# Alt: Bars of four activations for three layers. Under softmax they part from the
+# dashed starting line at 0.25; unrestricted, all have grown alike.
 figure, axes = plt.subplots(1, 2, figsize=(10, 3.2), layout="constrained")
 positions = np.arange(len(BLENDS))
 for axis, model in zip(axes, (blended, unrestricted), strict=True):
@@ -421,6 +428,11 @@ fit("Gumbel-Softmax, cooling", network(estimator="gumbel_softmax", seed=0), [coo
 fit("Gumbel straight-through", network(estimator="gumbel_straight_through", seed=0))
 
 # %%
+# Caption: The probability of each of five layers, in four ways to train the choice.
+# Dilation 3 is right.
+# Alt: Four panels over the epochs. The right layer wins on two levels and with cooled
+# Gumbel-Softmax; it stays near one half when trained jointly, and loses with straight-
+# through draws.
 figure, axes = plt.subplots(1, 4, figsize=(11, 3), sharey=True, layout="constrained")
 names = models["soft, joint"].get_layer("choice").layer_names
 for axis, (title, values) in zip(axes, recorded.items(), strict=True):

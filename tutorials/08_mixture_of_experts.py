@@ -18,9 +18,7 @@
 # %%
 import dataclasses
 import functools
-import os
 import time
-from pathlib import Path
 
 import keras
 import matplotlib.pyplot as plt
@@ -63,6 +61,10 @@ print("largest difference:", np.max(np.abs(by_hand - answers)))
 
 
 # %%
+# Caption: One layer, two tokens, and the experts that each is given.
+# Alt: Two drawings of a router and four experts. For each token arrows in color lead
+# through two experts, whose answers are weighted and summed; the other two experts are
+# gray.
 def draw_mixture(axis, weights, token):
     """The layer for one token, with the weights that the router gave it."""
     box = {"boxstyle": "round,pad=0.45", "facecolor": "white"}
@@ -105,24 +107,15 @@ figure.savefig("mixture_of_experts.png", dpi=150)
 # %% [markdown]
 # ## A vision transformer
 #
-# Digits from MNIST, cut into 4 x 4 patches of 7 x 7 pixels. Each patch is a token. The
-# feed-forward part of a block works on each token by itself, and that is the part that
-# becomes a mixture, in every second block; attention stays as it is.
+# Digits from MNIST (which Keras downloads at its first use, 11 MB), cut into 4 x 4
+# patches of 7 x 7 pixels. Each patch is a token. The feed-forward part of a block works
+# on each token by itself, and that is the part that becomes a mixture, in every second
+# block; attention stays as it is.
 
 
 # %%
-def load_mnist():
-    """From the folder `KERAS_DYNAMIC_DATA`, if that is set; else downloaded, 11 MB."""
-    file = Path(os.environ.get("KERAS_DYNAMIC_DATA", "")) / "mnist.npz"
-    if not file.is_file():
-        return keras.datasets.mnist.load_data()
-    with np.load(file) as arrays:
-        train = arrays["x_train"], arrays["y_train"]
-        return train, (arrays["x_test"], arrays["y_test"])
-
-
-(x_train, y_train), (x_test, y_test) = load_mnist()
-x_train, y_train = x_train[:8_000, ..., None] / np.float32(255), y_train[:8_000]
+(x_train, y_train), (x_test, y_test) = keras.datasets.mnist.load_data()
+x_train, y_train = x_train[:5_000, ..., None] / np.float32(255), y_train[:5_000]
 x_test, y_test = x_test[::2, ..., None] / np.float32(255), y_test[::2]
 print(f"{len(x_train)} to train, {len(x_test)} to test")
 
@@ -173,22 +166,14 @@ def scores_of(model):
 
 
 # %% [markdown]
-# Three networks of equal *active* size. In the first mixture each token uses one of
-# four experts, each as large as the dense network that it replaces. In the second it
-# uses two of eight that are half as large. In FLOPs the mixtures are ahead only by
-# their routers and by the weighted sum. (`balance_weight` is the matter of the next
-# section.)
+# Two networks of equal *active* size. In the mixture each token uses one of four
+# experts, each as large as the dense network that it replaces. In FLOPs the mixture is
+# ahead only by its routers and by the weighted sum. (`balance_weight` is the matter of
+# the next section.)
 
 # %%
 mixture = functools.partial(kd.SparseMoE, EXPERTS, HIDDEN, balance_weight=0.05)
-halves = functools.partial(
-    kd.SparseMoE, 2 * EXPERTS, HIDDEN // 2, top_k=2, balance_weight=0.05
-)
-networks = {
-    "dense": vit(),
-    "4 experts, K = 1": vit(mixture),
-    "8 halves, K = 2": vit(halves),
-}
+networks = {"dense": vit(), "4 experts, K = 1": vit(mixture)}
 histories = {name: train(model, epochs=4) for name, model in networks.items()}
 
 
@@ -213,10 +198,9 @@ for (name, model), own in zip(networks.items(), times, strict=True):
 
 # %% [markdown]
 # Nearly twice the parameters, of which a token uses as many as before, and a router's.
-# The accuracies lie close together, and on 5,000 images each is uncertain by a third of
-# a point: a few thousand easy images do not need a larger network. Mixtures show their
-# worth where there are more data than a dense network of that cost can learn. $K = 2$
-# halves the experts for the same cost, mixes two answers, and moves each token twice.
+# The accuracies lie close together, and on 5,000 images each is uncertain by nearly
+# half a point: a few thousand easy images do not need a larger network. Mixtures show
+# their worth where there are more data than a dense network of that cost can learn.
 #
 # FLOPs are equal, and time need not be: sorting tokens by expert, and several small
 # products in place of a large one, take time of their own, which weighs much in a
@@ -232,6 +216,10 @@ for (name, model), own in zip(networks.items(), times, strict=True):
 
 
 # %%
+# Caption: The share of the tokens that each expert gets, in two mixtures.
+# Alt: Six panels over the epochs. Without a preference four lines lie near one quarter;
+# with one and no balancing a single expert gets nearly all; with balancing its line
+# comes down to the others.
 class Preferring(kd.routers.TopKRouter):
     """Begins with a preference for expert 0, which training may change."""
 
@@ -286,7 +274,7 @@ figure.savefig("expert_loads.png", dpi=150)
 #
 # the divergence of the mean routing probability $\bar p$ from the uniform distribution.
 # (The average *load* is what should be even, but a count has no gradient; the mean
-# probability stands in for it.) It undoes the head start within an epoch or two.
+# probability stands in for it.) It undoes most of the head start in two epochs.
 
 # %%
 for name, network in (("no balancing", alone), ("balancing", balanced)):
@@ -308,6 +296,9 @@ for name, network in (("no balancing", alone), ("balancing", balanced)):
 # ourselves. By class, on test images:
 
 # %%
+# Caption: Which class goes to which expert.
+# Alt: Two tables of ten classes and four experts, colored by share: shares are spread
+# in the first mixture, and many classes have a favorite in the second.
 model = networks["4 experts, K = 1"]
 figure, axes = plt.subplots(1, 2, figsize=(8, 4.2), layout="constrained")
 for axis, name in zip(axes, MOES, strict=True):
@@ -320,6 +311,9 @@ figure.savefig("loads_by_class.png", dpi=150)
 # And patch by patch, for the first image of each digit:
 
 # %%
+# Caption: The expert of each patch, for the first image of each digit.
+# Alt: Two rows of ten digits in sixteen colored squares. In the upper row one image has
+# patches of several colors, in the lower row mostly of one or two.
 examples = x_test[[np.flatnonzero(y_test == digit)[0] for digit in range(10)]]
 figure, axes = plt.subplots(2, 10, figsize=(11, 2.6), layout="constrained")
 for row, name in zip(axes, MOES, strict=True):
@@ -432,6 +426,9 @@ for name, model in classifiers.items():
     print(f"{name:30s} {scores_of(model)['accuracy']:.1%}")
 
 # %%
+# Caption: How the policy has divided the digits among four experts.
+# Alt: A table of ten classes and four experts, colored by share; several classes go to
+# one expert for the greater part.
 figure, axis = plt.subplots(figsize=(4.6, 4.2), layout="constrained")
 model = classifiers["four, REINFORCE"]
 kd.plots.expert_load_by_class(model, "policy", x_test, y_test, batch_size=500).plot(
@@ -448,6 +445,8 @@ figure.savefig("choices_of_the_policy.png", dpi=150)
 #
 # ## What to try next
 #
+# - `kd.SparseMoE(8, HIDDEN // 2, top_k=2)`: eight experts half as large cost the same,
+#   mix two answers, and move each token twice.
 # - `router="expert_choice"`: each expert takes its best tokens, and loads are even.
 # - `capacity_factor=1.0`: experts with limited room. Watch `moe_1_dropped` in the logs.
 # - `route="input"`: one choice for all patches of an image.
