@@ -71,6 +71,8 @@ hypothesis.settings.load_profile("repeatable")
 
 
 def pytest_collection_modifyitems(items):
+    # The documentation takes one process minutes; last, the other would have to wait.
+    items.sort(key=lambda item: item.path.name != "test_documentation.py")
     if HAS_GPU:
         return
     skip = pytest.mark.skip(reason="TensorFlow sees no GPU")

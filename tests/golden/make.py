@@ -2,6 +2,9 @@
 
     python -m tests.golden.make
 
+in the environment of the oldest supported versions (CONTRIBUTING.md): Keras writes
+arguments into a file that an older Keras does not know.
+
 They go to a folder named after the release and are never made again: whatever was
 saved by a release has to load, and to answer as it did, in all that follow. A release
 that adds a layer, a rule or an argument that is saved gets a folder of its own.

@@ -393,7 +393,14 @@ VECTOR = np.ones(4, "float32")
         (lambda x: ops.normalize(x), [(3, 4)], 3 * 12),
         (lambda x: ops.top_k(x, 2)[0], [(3, 4)], 12),
         (lambda x: ops.sort(x), [(3, 4)], 12),
-        (lambda x: ops.inner(x, VECTOR), [(3, 4)], 2 * 12),
+        pytest.param(
+            lambda x: ops.inner(x, VECTOR),
+            [(3, 4)],
+            2 * 12,
+            marks=pytest.mark.skipif(
+                keras.__version__ < "3.15", reason="Keras gives it a wrong shape"
+            ),
+        ),
         (lambda x: ops.outer(x, VECTOR), [(4,)], 16),
         (lambda x: ops.transpose(x, (0, 2, 1)), [(3, 4)], 0),
         (lambda x: x[:, 1:], [(3, 4)], 0),
