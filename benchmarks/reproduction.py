@@ -72,8 +72,8 @@ def mnist_lenet(rows):
     (row,) = rows
     paper = "BranchyNet (Teerapittayanon et al., 2016)"
     network = (
-        "MNIST, 5 epochs on 50,000 images; the main network is a LeNet-5 with ReLU, the "
-        "branch a pooled 7 x 7 grid and a hidden layer of 64, the paper's sizes differ"
+        "MNIST, 5 epochs on 50,000 images; the main network is a LeNet-5 with ReLU, "
+        "the branch a pooled 7 x 7 grid and 64 hidden units; the paper's differ"
     )
     yield Row(
         f"B-LeNet keeps LeNet's accuracy. {paper}",
