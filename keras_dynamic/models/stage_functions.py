@@ -201,9 +201,8 @@ class StageFunctions:
         if self.walk.has_gates or self.open:
             return  # under XLA closed gates save nothing, and every size is compiled
         values, _, _ = self.walk.start(x, knobs)
-        for index in range(self.last + 1):
-            if not self.walk.trunk(index).made:
-                continue  # an exit on what was there before: nothing to compile
+        indices = [k for k in range(self.last + 1) if self.walk.trunk(k).made]
+        for index in indices:  # another is an exit on what was there: nothing to try
             fed = self._fed(index, values)
             compiled = self._core(index, True)
             own = self._as_frozen(self._core(index, False).get_concrete_function(*fed))
