@@ -22,22 +22,21 @@ as they compute. `OMP_WAIT_POLICY=PASSIVE` in the environment lets them sleep in
 at the price of its times for single samples.
 
     pip install keras-dynamic[bench]
-    python benchmarks/against_pytorch.py [--inputs 1024] [--repeats 5] [--no-compile]
+    python benchmarks/against_pytorch.py [--inputs 1024] [--repeats 5] \
+        [--no-compile] [--json FILE]
 """
 
 import argparse
-import json
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
-from pathlib import Path
 
 import keras
 import numpy as np
+import record
 from early_exit import resnet20, thresholds_for
 from engine import SHARES, inputs_of, seconds
+from pytorch_process import PyTorchProcess
 
 import keras_dynamic as kd
 
@@ -115,8 +114,8 @@ def check_outputs(ours, theirs):
         raise AssertionError(f"The outputs differ by up to {apart}.")
 
 
-class PyTorch:
-    """The process in which PyTorch runs; it lives as long as a `with` block.
+class PyTorch(PyTorchProcess):
+    """The process that runs the twin; it lives as long as a `with` block.
 
     Args:
         folder: path of an empty folder for weights, inputs and answers.
@@ -125,41 +124,13 @@ class PyTorch:
     """
 
     def __init__(self, folder, model, x):
-        self._folder = Path(folder)
-        np.savez(self._folder / "network.npz", **weights_of(model))
-        np.save(self._folder / "inputs.npy", x)
-
-    def __enter__(self):
-        script = Path(__file__).with_name("pytorch_resnet.py")
-        self._process = subprocess.Popen(
-            [sys.executable, script, self._folder],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        return self
-
-    def __exit__(self, *exception):
-        with self._process:  # closes its pipes, at which it ends, and waits
-            pass
-
-    def ask(self, name, **arguments):
-        """Calls a method of `pytorch_resnet.Server`; returns what it returns."""
-        self._process.stdin.write(json.dumps([name, arguments]) + "\n")
-        self._process.stdin.flush()
-        line = self._process.stdout.readline()
-        if not line:
-            raise RuntimeError(f"PyTorch's process ended at {name}({arguments}).")
-        return json.loads(line)
-
-    def answers(self, name="answers", **arguments):
-        self.ask(name, **arguments)
-        with np.load(self._folder / "answers.npz") as arrays:
-            return dict(arrays)
+        super().__init__(folder, "pytorch_resnet.py")
+        np.savez(self.folder / "network.npz", **weights_of(model))
+        np.save(self.folder / "inputs.npy", x)
 
 
 def compare(name, ours, pytorch, ways, batch_size, thresholds, calls, repeats):
-    """Times both in turns, and prints a row.
+    """Times both in turns; prints a row, and returns it with all seconds.
 
     Args:
         ours: function without arguments.
@@ -194,10 +165,13 @@ def compare(name, ours, pytorch, ways, batch_size, thresholds, calls, repeats):
         f"static / ours: {', '.join(static)} ({1000 * mine:.2f} ms)",
         flush=True,
     )
+    row = {"batch": batch_size, "samples": name}
+    row |= {f"{road}_over_ours": median / mine for road, median in medians.items()}
+    return row | {f"seconds_{road}": values for road, values in times.items()}
 
 
 def one_at_a_time(model, x, pytorch, ways, repeats):
-    one = x[:1]
+    one, rows = x[:1], []
     for name, thresholds in ALONE.items():
         rule = kd.rules.MaxProbability(
             [0.0 if threshold == OPENED else None for threshold in thresholds]
@@ -208,11 +182,13 @@ def one_at_a_time(model, x, pytorch, ways, repeats):
             return {name: tensor.numpy() for name, tensor in function(one).items()}
 
         check_ways(pytorch, ways, ours(), 1, thresholds)
-        compare(name, ours, pytorch, ways, 1, thresholds, CALLS_ALONE, repeats)
+        arguments = ours, pytorch, ways, 1, thresholds, CALLS_ALONE, repeats
+        rows.append(compare(name, *arguments))
+    return rows
 
 
 def many_inputs(model, x, pytorch, ways, repeats):
-    final = model.predict(x, verbose=0)[-1]
+    final, rows = model.predict(x, verbose=0)[-1], []
     for shares in SHARES:
         thresholds = thresholds_for(model, x, shares)
         model.exit_rule = kd.rules.MaxProbability(thresholds)
@@ -229,7 +205,9 @@ def many_inputs(model, x, pytorch, ways, repeats):
             for way in ways:
                 static = pytorch.answers("static_answers", way=way, batch_size=batch)
                 check_outputs(final, static["outputs"])
-            compare(name, ours, pytorch, ways, batch, thresholds, 1, repeats)
+            arguments = ours, pytorch, ways, batch, thresholds, 1, repeats
+            rows.append(compare(name, *arguments))
+    return rows
 
 
 def check_ways(pytorch, ways, ours, batch_size, thresholds):
@@ -243,6 +221,7 @@ def main():
     parser.add_argument("--inputs", type=int, default=1024)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--no-compile", action="store_true")
+    record.add_option(parser)
     arguments = parser.parse_args()
     keras.utils.set_random_seed(0)
     model = resnet20()
@@ -255,8 +234,9 @@ def main():
         if not arguments.no_compile:
             pytorch.ask("compile")
         ways = pytorch.ask("ways")
-        one_at_a_time(model, x, pytorch, ways, arguments.repeats)
-        many_inputs(model, x, pytorch, ways, arguments.repeats)
+        rows = one_at_a_time(model, x, pytorch, ways, arguments.repeats)
+        rows += many_inputs(model, x, pytorch, ways, arguments.repeats)
+    record.write(arguments.json, rows, [0], lists="turns", packages=["torch"])
 
 
 if __name__ == "__main__":

@@ -11,13 +11,14 @@ intervals of Student's t over the seeds.
 
 `--plot FILE` draws the blends' weights by layer, their mean and range over the seeds.
 
-    python benchmarks/blended_activation.py [--plot blends.png]
+    python benchmarks/blended_activation.py [--plot blends.png] [--json FILE]
 """
 
 import argparse
 
 import keras
 import numpy as np
+import record
 from data import load_cifar10
 from keras import layers
 from scipy import stats
@@ -143,25 +144,31 @@ def draw(weights, file):
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--plot", metavar="FILE", help="where to draw the weights")
-    file = parser.parse_args().plot
+    record.add_option(parser)
+    arguments = parser.parse_args()
     (x, y), test = load_cifar10()
     training = x[:TRAINING], y[:TRAINING]
     held_out = x[-HELD_OUT:], y[-HELD_OUT:]
 
     print("accuracy (%), mean and 95 % interval of 5 seeds; learning rate chosen")
-    scores, weights = {}, {}
+    scores, weights, rows = {}, {}, []
     for contender in (*PLAIN, *BLENDS):
         rate, models = best_rate(contender, training, held_out)
         scores[contender] = 100 * np.array([accuracy(model, *test) for model in models])
         mean, half = interval(scores[contender])
         print(f"  {contender:20s} {mean:6.2f} +- {half:.2f}   {rate}", flush=True)
+        rows.append(
+            {"contender": contender, "rate": rate, "accuracy": scores[contender]}
+        )
         if contender in BLENDS:
             weights[contender] = [blends_by_layer(model) for model in models]
 
     print("difference in points, seed by seed: mean and 95 % interval")
     for blend in BLENDS:
         for plain in PLAIN:
-            mean, half = interval(scores[blend] - scores[plain])
+            difference = scores[blend] - scores[plain]
+            mean, half = interval(difference)
+            rows.append({"contender": blend, "less": plain, "difference": difference})
             print(f"  {blend:20s} - {plain:6s} {mean:+6.2f} +- {half:.2f}")
 
     print("weights by layer, mean over the seeds:", ", ".join(PLAIN))
@@ -169,8 +176,9 @@ def main():
         for number, means in enumerate(np.mean(values, axis=0)):
             row = "  ".join(f"{mean:5.2f}" for mean in means)
             print(f"  {blend:20s} layer {number + 1}: {row}")
-    if file:
-        draw(weights, file)
+    record.write(arguments.json, rows, SEEDS)
+    if arguments.plot:
+        draw(weights, arguments.plot)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,8 @@ All ratios are taken in turns in one run, from medians. The networks are a ResNe
 32 x 32 images, a transformer with 6 layers on 64 tokens, and for (b) a LeNet; random
 weights and inputs, since only time counts, with thresholds that give the shares.
 
-    python benchmarks/engine.py [--parts abcd] [--inputs 10000] [--repeats 5]
+    python benchmarks/engine.py [--parts abcd] [--inputs 10000] [--repeats 5] \
+        [--json FILE]
 """
 
 import argparse
@@ -29,6 +30,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import keras
 import numpy as np
+import record
 import tensorflow as tf
 from early_exit import resnet20, segment_functions, thresholds_for
 
@@ -105,8 +107,9 @@ def full_batches(model, x):
 
 
 def many_inputs(make, count, repeats):
+    """Prints, and returns rows of raw results."""
     keras.utils.set_random_seed(0)
-    model = make()
+    model, rows = make(), []
     x = inputs_of(model, count)
     for shares in SHARES:
         model.exit_rule = kd.rules.MaxProbability(thresholds_for(model, x, shares))
@@ -152,6 +155,15 @@ def many_inputs(make, count, repeats):
                 f"{theirs / ours:.2f} ({ours:.2f} s)",
                 flush=True,
             )
+            named = {f"seconds_{way}": taken for way, taken in times.items()}
+            place = {"network": make.__name__, "shares": shown, "batch": batch}
+            rows.append({"part": "a", **place, **named})
+            rows[-1] |= {
+                "dynamic_over_ideal": ours / ideal,
+                "dynamic_over_best_ideal": ours / best,
+                "selected_over_dynamic": theirs / ours,
+            }
+    return rows
 
 
 def one_at_a_time(make, repeats):
@@ -195,6 +207,7 @@ def one_at_a_time(make, repeats):
         f"({1000 * leaves:.2f} and {1000 * stays:.2f} ms)",
         flush=True,
     )
+    return {"part": "b", "network": make.__name__, **ratios}
 
 
 def memory(count):
@@ -215,6 +228,7 @@ def memory(count):
         if seen % (count // 10) == 0:
             peaks.append(peak_memory())
     assert seen == count
+    rows = [{"part": "c", "streamed": seen, "mb_tenth": peaks[0], "mb": peaks[-1]}]
     print(
         f"{seen:,} samples streamed, {left / seen:.0%} left early: peak of resident "
         f"memory {peaks[0]:.0f} MB after a tenth, {peaks[-1]:.0f} MB in the end"
@@ -234,6 +248,8 @@ def memory(count):
             f"themselves {answers / 1e6:.0f} MB",
             flush=True,
         )
+        rows.append({"part": "c", "predicted": part, "mb": peak_memory()})
+    return rows
 
 
 def peak_memory():
@@ -264,6 +280,7 @@ def threads(number=8, calls=1000):
     with ThreadPoolExecutor(number) as pool:
         right = sum(pool.map(call, range(calls)))
     print(f"{number} threads, {calls:,} calls: {right:,} with all answers right")
+    return {"part": "d", "threads": number, "calls": calls, "right": right}
 
 
 def main():
@@ -271,17 +288,19 @@ def main():
     parser.add_argument("--parts", default="abcd")
     parser.add_argument("--inputs", type=int, default=10000)
     parser.add_argument("--repeats", type=int, default=5)
-    arguments = parser.parse_args()
+    record.add_option(parser)
+    arguments, rows = parser.parse_args(), []
     if "a" in arguments.parts:
         for make in (resnet20, transformer):
-            many_inputs(make, arguments.inputs, arguments.repeats)
+            rows += many_inputs(make, arguments.inputs, arguments.repeats)
     if "c" in arguments.parts:
-        memory(1_000_000)
+        rows += memory(1_000_000)
     if "d" in arguments.parts:
-        threads()
+        rows.append(threads())
     if "b" in arguments.parts:
         for make in (lenet, resnet20, transformer):
-            one_at_a_time(make, arguments.repeats)
+            rows.append(one_at_a_time(make, arguments.repeats))
+    record.write(arguments.json, rows, [0], lists="turns")
 
 
 if __name__ == "__main__":

@@ -25,7 +25,8 @@ undecided, and but for (b) a small `prior_weight` to the uniform prior.
 All settings were chosen on 10,000 training images that nothing is trained or calibrated
 on, `--images choosing`; the test images give the figures.
 
-    python benchmarks/exit_selection.py [--parts abcd] [--images test]
+    python benchmarks/exit_selection.py [--parts abcd] [--images test] \
+        [--json FILE]
 """
 
 import argparse
@@ -33,6 +34,7 @@ import statistics
 
 import keras
 import numpy as np
+import record
 from data import load_mnist
 from keras import layers
 from scipy.stats import spearmanr
@@ -83,6 +85,7 @@ class Experiment:
         self.calibration = x[-HELD_OUT:], y[-HELD_OUT:]
         choosing = slice(TRAINING, TRAINING + HELD_OUT)
         self.images = test if images == "test" else (x[choosing], y[choosing])
+        self.rows = []  # raw results
         self.start_from(seed)
 
     def start_from(self, seed):
@@ -113,6 +116,12 @@ class Experiment:
         keras.utils.set_random_seed(self.seed)
         return train(self.network, *self.training, **SECOND)
 
+    def note(self, part, cost_weight, scores, **others):
+        rates = {f"rate_{k}": rate for k, rate in enumerate(scores["exit_rates"])}
+        numbers = {name: scores[name] for name in ("mean_cost", "accuracy")}
+        row = {"part": part, "cost_weight": cost_weight, **others, **numbers, **rates}
+        self.rows.append(row)
+
     def scores(self, model):
         return model.evaluate_dynamic(*self.images, batch_size=500, verbose=0)
 
@@ -128,6 +137,7 @@ def sweep_of_cost_weights(experiment):
         model = experiment.with_selector(cost_weight=weight, prior_weight=SPREAD)
         scores = experiment.scores(model)
         costs.append(scores["mean_cost"])
+        experiment.note("a", weight, scores)
         print(
             f"    {weight:11.3f}  {scores['mean_cost']:9.3f}  {scores['accuracy']:.4f}"
             f"     {percent(scores['exit_rates'])}",
@@ -142,6 +152,7 @@ def sweep_of_cost_weights(experiment):
     )
     correlation = spearmanr(COST_WEIGHTS, costs).statistic
     print(f"    Spearman's correlation, absolute value: {abs(correlation):.3f}")
+    experiment.rows.append({"part": "a", "spearman": correlation})
 
 
 def rates_under_a_prior(experiment):
@@ -158,6 +169,7 @@ def rates_under_a_prior(experiment):
         rates = scores["exit_rates"]
         farthest = max(abs(r - p) for r, p in zip(rates, PRIOR, strict=True))
         settings = ", ".join(f"{name} {value}" for name, value in arguments.items())
+        experiment.note("b", 0.0, scores, setting=settings or "soft", farthest=farthest)
         print(
             f"    {settings or 'soft':36s}  {percent(rates)}  {100 * farthest:17.1f}"
             f"  {scores['accuracy']:.4f}",
@@ -173,7 +185,9 @@ def gap_of_soft_and_hard(experiment):
         )
         exits = model.evaluate(*experiment.images, verbose=0, return_dict=True)
         soft, hard = exits["mixture_accuracy"], exits["accuracy"]
-        cost = experiment.scores(model)["mean_cost"]
+        scores = experiment.scores(model)
+        cost = scores["mean_cost"]
+        experiment.note("c", 0.4, scores, entropy_weight=weight, mixture=soft)
         print(
             f"    {weight:14.2f}  {soft:.4f}   {hard:.4f}  {100 * (soft - hard):12.2f}"
             f"  {cost:9.3f}",
@@ -183,7 +197,7 @@ def gap_of_soft_and_hard(experiment):
 
 def selectors_against_threshold(experiment):
     print("(d) seed  cost_weight  selector    mean cost  accuracy  threshold's there")
-    differences = {}
+    found = {}
     for seed in SEEDS:
         experiment.start_from(seed)
         rows = []
@@ -198,13 +212,26 @@ def selectors_against_threshold(experiment):
             cost, accuracy = scores["mean_cost"], scores["accuracy"]
             ruled = np.interp(cost, *threshold)
             name = "layer-wise" if layerwise else "at once"
-            differences.setdefault((name, weight), []).append(100 * (accuracy - ruled))
+            found.setdefault((name, weight), []).append((cost, accuracy, ruled))
             print(
                 f"    {seed:4d}  {weight:11.2f}  {name:10s}  {cost:9.3f}  "
                 f"{accuracy:8.4f}  {ruled:17.4f}",
                 flush=True,
             )
-    for (name, weight), values in differences.items():
+    for (name, weight), each in found.items():
+        costs, accuracies, ruled = np.transpose(each)
+        values = list(100 * (accuracies - ruled))
+        experiment.rows.append(
+            {
+                "part": "d",
+                "selector": name,
+                "cost_weight": weight,
+                "mean_cost": costs,
+                "accuracy": accuracies,
+                "accuracy_threshold": ruled,
+                "points": values,
+            }
+        )
         print(
             f"    {name} - threshold at {weight}: {statistics.mean(values):+.2f} "
             f"points (standard deviation {statistics.stdev(values):.2f})"
@@ -225,6 +252,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--parts", default="abcd")
     parser.add_argument("--images", default="test", choices=["test", "choosing"])
+    record.add_option(parser)
     arguments = parser.parse_args()
     experiment = Experiment(arguments.images)
     for part, show in {
@@ -235,6 +263,7 @@ def main():
     }.items():
         if part in arguments.parts:
             show(experiment)
+    record.write(arguments.json, experiment.rows, SEEDS)
 
 
 if __name__ == "__main__":

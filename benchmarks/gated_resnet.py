@@ -24,7 +24,7 @@ before, lie farther from those of training.
 All settings were chosen on training images that nothing is trained on (`--images
 choosing` scores on such images); the test images give the figures.
 
-    python benchmarks/gated_resnet.py [--plot FILE] [--images test]
+    python benchmarks/gated_resnet.py [--plot FILE] [--images test] [--json FILE]
 
 `--plot` draws the open rates by class and gate.
 """
@@ -35,6 +35,7 @@ import time
 
 import keras
 import numpy as np
+import record
 import tensorflow as tf
 from data import load_cifar10
 
@@ -206,7 +207,7 @@ def show_times(models, plain, x):
         )
         return lambda: [function(batch) for batch in batches]
 
-    everyone = [plain, *models.values()]
+    everyone, rows = [plain, *models.values()], []
     for label, functions in (
         ("Model.predict", [lambda m=m: predict(m, x) for m in everyone]),
         ("tf.function", [compiled(model) for model in everyone]),
@@ -217,6 +218,11 @@ def show_times(models, plain, x):
             for target, seconds in zip(models, times, strict=True)
         )
         print(f"time over no gates, {label:13s}  {ratios}   ({reference:.3f} s)")
+        for target, seconds in zip(models, times, strict=True):
+            rows.append(
+                {"target": target, "way": label, "time_ratio": seconds / reference}
+            )
+    return rows
 
 
 def plot(rates, file):
@@ -257,6 +263,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--images", default="test", choices=["test", "choosing"])
     parser.add_argument("--plot", help="PNG file for the open rates by class")
+    record.add_option(parser)
     arguments = parser.parse_args()
     (x, y), test = load_cifar10()
     training, choosing = (x[:TRAINING], y[:TRAINING]), (x[-HELD_OUT:], y[-HELD_OUT:])
@@ -264,7 +271,7 @@ def main():
 
     keras.utils.set_random_seed(SEED)
     start = train(network(), *training, **FIRST)
-    models, by_class = {}, {}
+    models, by_class, rows = {}, {}, []
     print("        open rate (%)                     accuracy  MFLOPs   narrower net's")
     print(
         "target  all    each gate                  gated     gated    MFLOPs  accuracy"
@@ -279,20 +286,31 @@ def main():
         flops = executed_flops(model, opened)
         narrower = train_narrower(widths_of(flops), *training)
         each = " / ".join(f"{100 * rate:4.1f}" for rate in opened.mean(axis=0))
+        row = {
+            "target": target,
+            "open_rate": opened.mean(),
+            "accuracy": accuracy(model, images, labels),
+            "mflops": flops / 1e6,
+            "narrower_mflops": flops_of(narrower) / 1e6,
+            "narrower_accuracy": accuracy(narrower, images, labels),
+        }
+        rows.append(row)
         print(
             f"{100 * target:4.0f} %  {100 * opened.mean():4.1f}   {each}  "
-            f"{accuracy(model, images, labels):.4f}    {flops / 1e6:5.1f}    "
-            f"{flops_of(narrower) / 1e6:5.1f}   "
-            f"{accuracy(narrower, images, labels):.4f}",
+            f"{row['accuracy']:.4f}    {row['mflops']:5.1f}    "
+            f"{row['narrower_mflops']:5.1f}   {row['narrower_accuracy']:.4f}",
             flush=True,
         )
     # A network that stands for itself at all targets, trained as long.
     plain = train_narrower(WIDTHS, *training)
-    print(
-        f"no gates: accuracy {accuracy(plain, images, labels):.4f}, "
-        f"{flops_of(plain) / 1e6:.1f} MFLOPs"
-    )
-    show_times(models, plain, images[:TIMED])
+    row = {
+        "gates": "none",
+        "accuracy": accuracy(plain, images, labels),
+        "mflops": flops_of(plain) / 1e6,
+    }
+    print(f"no gates: accuracy {row['accuracy']:.4f}, {row['mflops']:.1f} MFLOPs")
+    rows += [row, *show_times(models, plain, images[:TIMED])]
+    record.write(arguments.json, rows, [SEED])
     if arguments.plot:
         plot(by_class, arguments.plot)
 

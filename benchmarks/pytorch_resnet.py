@@ -9,16 +9,14 @@ request each, and answers each with one.
 """
 
 import copy
-import json
 import os
-import statistics
 import sys
-import time
 import warnings
 from pathlib import Path
 
 import numpy as np
 import torch
+from pytorch_process import median_seconds, serve
 from torch import nn
 from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_eval
@@ -252,22 +250,10 @@ class Server:
         return median_seconds(run, calls)
 
 
-def median_seconds(run, calls):
-    times = []
-    for _ in range(calls):
-        start = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times)
-
-
 def main():
     warnings.simplefilter("ignore")
     torch.set_num_threads(os.cpu_count())
-    server = Server(sys.argv[1])
-    for line in sys.stdin:
-        name, arguments = json.loads(line)
-        print(json.dumps(getattr(server, name)(**arguments)), flush=True)
+    serve(Server(sys.argv[1]))
 
 
 if __name__ == "__main__":

@@ -8,8 +8,15 @@ as in GShard, and all experts on all tokens. Forward, and forward and backward o
 of training with the gradients of the input and of all weights. Peak memory is measured
 in processes of their own.
 
-    python benchmarks/sparse_moe.py
-    python benchmarks/sparse_moe.py --quick
+With `--pytorch` the blocks of `transformers` run beside ours, with the same weights and
+tokens, after their answers have been compared: Switch's (one expert a token, ReLU, its
+capacity as large as the number of tokens, so that it drops none, as ours), and
+Mixtral's (two of 8, gated linear units) in its two ways, a loop over experts and
+PyTorch's grouped product. PyTorch runs eagerly in a process of its own, in turns with
+ours; it needs the extra `bench`.
+
+    python benchmarks/sparse_moe.py [--quick] [--experts 8 16 64] [--pytorch] \
+        [--json FILE]
 """
 
 import argparse
@@ -17,12 +24,15 @@ import re
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
 import keras
 import numpy as np
+import record
 import tensorflow as tf
+from pytorch_process import PyTorchProcess, median_seconds
 
 import keras_dynamic as kd
 
@@ -42,11 +52,11 @@ def dense_network(hidden):
 
 
 def mixture(num_experts, top_k, **arguments):
+    arguments = {"activation": "relu", **arguments}
     layer = kd.SparseMoE(
         num_experts,
         HIDDEN,
         top_k=top_k,
-        activation="relu",
         noise_stddev=0.0,
         balance_loss=None,
         **arguments,
@@ -150,7 +160,8 @@ def random_tokens():
 
 
 def compare(num_experts, rounds):
-    """Prints the ratios for one number of experts."""
+    """Prints the ratios for one number of experts, and returns them as rows."""
+    rows = []
     keras.utils.set_random_seed(0)
     x, targets = tf.Variable(random_tokens()), tf.constant(random_tokens()[::-1])
     one, two = mixture(num_experts, 1), mixture(num_experts, 2)
@@ -178,6 +189,83 @@ def compare(num_experts, rounds):
                 f"  {name:24}{seconds * 1e3:8.1f} ms  {seconds / base:6.2f} x dense  "
                 f"{seconds / sparse:6.2f} x K = 1"
             )
+            rows.append(
+                {"experts": num_experts, "what": what, "largest_load": uneven}
+                | {"network": name, "seconds": seconds}
+                | {"over_dense": seconds / base, "over_one": seconds / sparse}
+            )
+    return rows
+
+
+def against_pytorch(num_experts, rounds):
+    """Prints and returns the ratios to the blocks of `transformers`."""
+    tokens = random_tokens()
+    x, targets = tf.Variable(tokens), tf.constant(tokens[::-1])
+    mixtral = {"activation": "silu", "gated": True, "renormalize": True}
+    blocks = {"switch": (1, {})}
+    if num_experts == 8:  # as Mixtral has
+        blocks |= {f"mixtral {way}": (2, mixtral) for way in ("eager", "grouped_mm")}
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        np.save(Path(folder, "tokens.npy"), tokens)
+        np.save(Path(folder, "targets.npy"), tokens[::-1])
+        with PyTorchProcess(folder, "pytorch_moe.py") as pytorch:
+            for way, (top_k, arguments) in blocks.items():
+                keras.utils.set_random_seed(0)
+                layer = mixture(num_experts, top_k, use_bias=False, **arguments)
+                hand_over(layer, way, pytorch)
+                pair = functions(layer, layer.trainable_weights, x, targets)
+                for backward, ours in enumerate(pair):
+                    times = times_in_turns(ours, pytorch, way, bool(backward), rounds)
+                    what = ("forward", "forward and backward")[backward]
+                    mine, theirs = map(statistics.median, times)
+                    print(
+                        f"E = {num_experts}, {what}: {way} of transformers / ours "
+                        f"{theirs / mine:.2f} ({mine * 1e3:.1f} ms)",
+                        flush=True,
+                    )
+                    rows.append(
+                        {"experts": num_experts, "what": what, "block": way}
+                        | {"top_k": top_k, "theirs_over_ours": theirs / mine}
+                        | dict(
+                            zip(("seconds_ours", "seconds_theirs"), times, strict=True)
+                        )
+                    )
+    return rows
+
+
+def hand_over(layer, way, pytorch):
+    """Gives a layer's weights to PyTorch; both have to answer alike."""
+    experts = [expert.tensors() for expert in layer.experts]
+    first, _, second, _ = zip(*experts, strict=True)
+    np.savez(
+        pytorch.folder / "weights.npz",
+        router=layer.router.kernel.numpy(),
+        first=np.stack(first),
+        second=np.stack(second),
+    )
+    pytorch.ask("build", way=way)
+    theirs = pytorch.answers(way=way)["outputs"]
+    apart = np.abs(layer(random_tokens()).numpy() - theirs)
+    # Where two experts are as good as each other, rounding decides.
+    if not np.mean(apart.max(axis=1) < 1e-4) > 0.999:
+        raise AssertionError(f"The outputs of {way} differ by up to {apart.max()}.")
+
+
+def times_in_turns(ours, pytorch, way, backward, rounds):
+    """(seconds of ours, seconds of theirs), one for each round."""
+
+    def mine():
+        ours()
+        return median_seconds(ours, 2)
+
+    def theirs():
+        return pytorch.ask("seconds", way=way, backward=backward, calls=2)
+
+    for run in (mine, theirs):
+        run()
+    pairs = [(mine(), theirs()) for _ in range(rounds)]
+    return list(map(list, zip(*pairs, strict=True)))
 
 
 def peak_memory(which, num_experts):
@@ -219,6 +307,9 @@ def print_memory(num_experts):
         f"{sparse:.0f} MiB, the further experts' weights and their gradients "
         f"{weights:.0f} MiB: {sparse / (dense + weights):.2f} of the sum"
     )
+    peaks = {"mib_dense": dense, "mib_sparse": sparse, "mib_weights": weights}
+    ratio = sparse / (dense + weights)
+    return {"experts": num_experts, "what": "peak memory", "of_sum": ratio, **peaks}
 
 
 def main():
@@ -226,13 +317,21 @@ def main():
     parser.add_argument("--quick", action="store_true", help="few rounds")
     parser.add_argument("--memory", choices=["dense", "mixture"], help="one process")
     parser.add_argument("--experts", type=int, nargs="+", default=[8, 16, 64])
+    parser.add_argument("--pytorch", action="store_true", help="also transformers'")
+    record.add_option(parser)
     arguments = parser.parse_args()
     if arguments.memory:
         print(peak_memory(arguments.memory, arguments.experts[0]))
         return
+    rounds, rows, packages = 3 if arguments.quick else 15, [], []
     for num_experts in arguments.experts:
-        compare(num_experts, 3 if arguments.quick else 15)
-        print_memory(num_experts)
+        rows += compare(num_experts, rounds)
+        rows.append(print_memory(num_experts))
+    if arguments.pytorch:
+        packages = ["torch", "transformers"]
+        for num_experts in arguments.experts:
+            rows += against_pytorch(num_experts, rounds)
+    record.write(arguments.json, rows, [0], lists="turns", packages=packages)
 
 
 if __name__ == "__main__":

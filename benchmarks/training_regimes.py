@@ -28,7 +28,7 @@ Networks", ICCV 2019, rescale gradients so; Scardapane, Scarpiniti, Baccarelli a
 Uncini, "Why Should We Add Early Exits to Neural Networks?", 2020, compare joint,
 layer-wise and mixed training in words.
 
-    python benchmarks/training_regimes.py [--seeds 0 1 2]
+    python benchmarks/training_regimes.py [--seeds 0 1 2] [--json FILE]
 """
 
 import argparse
@@ -37,6 +37,7 @@ import time
 
 import keras
 import numpy as np
+import record
 import tensorflow as tf
 from data import load_cifar10
 from keras import layers
@@ -227,10 +228,23 @@ def difference(values, others):
     return f"{np.mean(differences):+.3f} +- {error:.3f}"
 
 
+def records(tables):
+    """Rows of raw results, with the differences to joint training."""
+    rows = []
+    for name, table in tables.items():
+        row = {"regime": name, **dict(zip(COLUMNS, table, strict=True))}
+        for column, values, joint in zip(COLUMNS, table, tables["joint"], strict=True):
+            row[f"{column}_less_joint"] = values - joint
+        rows.append(row)
+    return rows
+
+
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    seeds = parser.parse_args().seeds
+    record.add_option(parser)
+    arguments = parser.parse_args()
+    seeds = arguments.seeds
     (x, y), test = load_cifar10()
     training = x[:TRAINING], y[:TRAINING]
     held_out = x[-HELD_OUT:], y[-HELD_OUT:]
@@ -254,6 +268,7 @@ def main():
     for name, table in tables.items():
         pairs = zip(table[:5], tables["joint"][:5], strict=True)
         print(f"{name:12s}" + "".join(f"{difference(*pair):>20s}" for pair in pairs))
+    record.write(arguments.json, records(tables), seeds)
 
 
 if __name__ == "__main__":

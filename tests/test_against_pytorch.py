@@ -47,6 +47,23 @@ def test_the_twin_answers_like_the_model(against_pytorch, tmp_path):
             assert 0 < seconds < 60
 
 
+@pytest.mark.skipif(
+    not all(map(importlib.util.find_spec, ("torch", "transformers"))),
+    reason="transformers are not installed",
+)
+def test_the_blocks_of_transformers_answer_like_ours(against_pytorch, monkeypatch):
+    sparse_moe = importlib.import_module("sparse_moe")
+    for name, value in (("TOKENS", 64), ("FEATURES", 8), ("HIDDEN", 16)):
+        monkeypatch.setattr(sparse_moe, name, value)
+    rows = sparse_moe.against_pytorch(8, rounds=1)  # compares answers first
+    assert [row["block"] for row in rows[::2]] == [
+        "switch",
+        "mixtral eager",
+        "mixtral grouped_mm",
+    ]
+    assert all(row["theirs_over_ours"] > 0 for row in rows)
+
+
 def test_another_answer_does_not_pass(against_pytorch):
     # One early exit with threshold 0.5; samples 0 and 2 leave there, and 3 just not.
     ours = {

@@ -163,6 +163,22 @@ def test_xla_is_tried_after_a_while(monkeypatch):
     assert list(functions._faster.values()) == [{0, 2}]
 
 
+def test_a_segment_without_layers_is_not_tried(monkeypatch):
+    monkeypatch.setattr(pools, "_TRIAL_AFTER", 0.0)
+    monkeypatch.setattr(pools, "_TRIAL_AFTER_STEP", 0.0)
+    inputs = keras.Input((6,))
+    trunk = keras.layers.Dense(8, "tanh")(inputs)
+    early = kd.EarlyExit(4, name="exit_1")(trunk)
+    final = keras.layers.Dense(4, "softmax")(keras.layers.Dense(5)(trunk))
+    # The selector runs first, and the first segment with it.
+    selected = kd.ExitSelector(2)(trunk)
+    model = kd.DynamicModel(inputs, [early, final], selector=selected)
+    expected = model.predict_dynamic(X, batch_size=200, verbose=0)
+    found = model.predict_dynamic(X, batch_size=16, verbose=0)
+    np.testing.assert_array_equal(found.exit_index, expected.exit_index)
+    np.testing.assert_allclose(found.outputs, expected.outputs, atol=1e-6)
+
+
 def test_an_operation_that_xla_lacks(monkeypatch):
     monkeypatch.setattr(pools, "_TRIAL_AFTER", 0.0)
     monkeypatch.setattr(pools, "_TRIAL_AFTER_STEP", 0.0)
