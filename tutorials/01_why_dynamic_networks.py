@@ -322,7 +322,8 @@ axes.set(
     title="Area: memory for the weights. Orange: depends on the input",
 )
 axes.spines[["top", "right"]].set_visible(False)
-axes.margins(x=0.3, y=0.15)
+axes.set_xlim(-0.5, 12.5)
+axes.margins(y=0.15)
 plt.show()
 
 # %% [markdown]
