@@ -371,11 +371,11 @@ def scoped_name(hp, name):
 def frozen(function):
     """A concrete function with its variables as constants, at their values now.
 
-    It must change no variable; the result takes the same tensors, nested or flat. What
-    TensorFlow publishes for it works on graphs of version 1 only.
+    It must change no variable; the result takes the same tensors, nested or flat.
     """
-    # Every graph lists all tables of the process; TensorFlow would warn of eager ones.
-    function.graph.clear_collection(tf.compat.v1.GraphKeys.TABLE_INITIALIZERS)
+    # They list what the whole process has; TensorFlow would warn of what is eager.
+    for name in list(function.graph.collections):
+        function.graph.clear_collection(name)
     constant = convert_variables_to_constants_v2(function, lower_control_flow=False)
     handles = {id(variable.handle) for variable in function.graph.variables}
     # Lookup tables stay what they are, and are fed as it was traced.

@@ -316,13 +316,15 @@ def test_training_otherwise_puts_flags_and_optimizer_back():
     model.fit(x, y, verbose=0)
 
 
-def test_freezing_says_nothing_of_tables_elsewhere(caplog, monkeypatch):
+def test_freezing_says_nothing_of_what_is_elsewhere(caplog, monkeypatch):
     monkeypatch.setattr(tf.get_logger(), "propagate", True)  # to where caplog listens
     elsewhere = layers.TextVectorization(vocabulary=["good", "bad"])
     weight = tf.Variable(3.0)
+    tf.compat.v1.add_to_collection("variables", weight)  # as replicas do
     function = tf.function(lambda x: weight * x).get_concrete_function(tf.constant(1.0))
     constant = _compat.frozen(function)
     weight.assign(5.0)
     assert float(constant(tf.constant(2.0))) == 6.0
     assert not caplog.messages
+    assert weight is tf.compat.v1.get_collection_ref("variables").pop()
     assert elsewhere("bad bad good").numpy().tolist() == [3, 3, 2]

@@ -86,7 +86,9 @@ def categorical(
     draws = training and estimator in SAMPLING_ESTIMATORS
     tau = check_temperature(temperature, estimator, asserting=training)
     logits = _float32(logits)
-    logits = _centered(tf.where(logits > _HUGE, _HUGE, logits), axis)
+    # An infinite one has to stay above the finite ones.
+    largest = logits.dtype.max
+    logits = _centered(tf.where(logits > largest, largest, logits), axis)
     perturbed = logits
     if draws:
         perturbed = _centered(logits + _noise("Gumbel", logits, seed), axis)

@@ -169,3 +169,16 @@ def test_logits_are_centered_before_they_are_divided(estimator):
     logits = tf.constant([[1e36, 1e36, 0.0], [-1e36, -1e36, -1e37]])
     weights = categorical(logits, estimator, 1e-3).numpy()
     np.testing.assert_array_equal(weights, [[0.5, 0.5, 0], [0.5, 0.5, 0]])
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_infinity_is_above_all_numbers(estimator):
+    rows = [[1e30, np.inf, 0], [np.inf, np.inf, 3e38], [1e30, 3e38, -3e38]]
+    logits = tf.constant(rows, tf.float32)
+    answer, gradient = value_and_gradient(
+        lambda logits: categorical(logits, estimator), logits, tf.square
+    )
+    one = [1, 0, 0] if estimator.endswith("through") or estimator == "reinmax" else None
+    expected = [[0, 1, 0], one or [0.5, 0.5, 0], [0, 1, 0]]
+    np.testing.assert_array_equal(answer, expected)
+    assert np.isfinite(gradient).all()
