@@ -67,8 +67,8 @@ EXTRAS_REQUIRE = {
         "ai-edge-litert>=2.3",
     ],
     "hub": ["keras-hub>=0.32"],
-    # The tutorials draw their results and take the digits of scikit-learn, so that
-    # nothing has to be downloaded.
+    # The tutorials draw their results; most take the digits of scikit-learn, two take
+    # MNIST from keras.datasets.
     "docs": [
         "sphinx>=9.0",
         "myst-nb>=1.4",

@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -33,7 +34,9 @@ def run(*arguments):
 @pytest.mark.skipif(bool(MISSING), reason=f"not installed: {', '.join(MISSING)}")
 def test_the_documentation_is_built_and_whole():
     """The longest test of all, which conftest.py therefore puts first."""
-    built = run(*"-m sphinx -W --keep-going -q -j 2 -b html docs".split(), str(PAGES))
+    shutil.rmtree(PAGES, ignore_errors=True)  # else what did not change is not run
+    flags = "-m sphinx -E -W --keep-going -q -j 2 -b html docs".split()
+    built = run(*flags, str(PAGES))
     assert built.returncode == 0, built.stdout
     scripts = {path.stem for path in (ROOT / "tutorials").glob("*.py")}
     pages = {path.stem for path in (PAGES / "tutorials").glob("*.html")}

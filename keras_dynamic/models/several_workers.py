@@ -71,10 +71,11 @@ class SeveralWorkers:
         if not isinstance(callbacks, keras.callbacks.CallbackList):
             own = [] if callbacks is None else tree.flatten(callbacks)
             return [*own, _SameBeginning()]
-        if not any(isinstance(one, _SameBeginning) for one in callbacks.callbacks):
-            check = _SameBeginning()
-            check.set_model(self)
-            callbacks.callbacks.append(check)
+        own = [one for one in callbacks.callbacks if isinstance(one, _SameBeginning)]
+        if not own:
+            own = [_SameBeginning()]
+            callbacks.callbacks += own
+        own[0].set_model(self)
         return callbacks
 
     def train_step(self, data):
