@@ -4,9 +4,6 @@ It imports no TensorFlow: `sparse_moe.py --pytorch` starts it as a process of it
 with `tokens.npy`, `targets.npy` and `weights.npz` in a folder, and asks it what to run.
 """
 
-import os
-import sys
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -126,11 +123,5 @@ class Server:
         return median_seconds(run, calls)
 
 
-def main():
-    warnings.simplefilter("ignore")
-    torch.set_num_threads(os.cpu_count())
-    serve(Server(sys.argv[1]))
-
-
 if __name__ == "__main__":
-    main()
+    serve(Server)

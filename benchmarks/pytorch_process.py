@@ -5,10 +5,12 @@ own. Each waits while the other computes.
 """
 
 import json
+import os
 import statistics
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -55,8 +57,18 @@ class PyTorchProcess:
             return dict(arrays)
 
 
-def serve(server):
-    """Calls the methods that the other side asks for, until it closes the pipe."""
+def serve(make):
+    """Calls the methods that the other side asks for, until it closes the pipe.
+
+    Args:
+        make: function of the folder, which comes on the command line, that makes the
+            object with the methods.
+    """
+    import torch  # TensorFlow's side, which imports this file as well, has none
+
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(os.cpu_count())
+    server = make(sys.argv[1])
     for line in sys.stdin:
         name, arguments = json.loads(line)
         print(json.dumps(getattr(server, name)(**arguments)), flush=True)

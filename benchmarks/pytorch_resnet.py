@@ -9,9 +9,6 @@ request each, and answers each with one.
 """
 
 import copy
-import os
-import sys
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -250,11 +247,5 @@ class Server:
         return median_seconds(run, calls)
 
 
-def main():
-    warnings.simplefilter("ignore")
-    torch.set_num_threads(os.cpu_count())
-    serve(Server(sys.argv[1]))
-
-
 if __name__ == "__main__":
-    main()
+    serve(Server)

@@ -5,6 +5,7 @@ dicts, whose lists hold one number for each seed, or for each turn of a measurem
 time.
 """
 
+import argparse
 import json
 import math
 import os
@@ -23,7 +24,16 @@ PACKAGES = ("tensorflow", "keras", "numpy")
 
 
 def add_option(parser):
-    parser.add_argument("--json", metavar="FILE", help="where to write raw results")
+    parser.add_argument(
+        "--json", metavar="FILE", type=_writable, help="where to write raw results"
+    )
+
+
+def _writable(file):
+    """Refuses a file in no folder at once, not after an hour's work."""
+    if not Path(file).parent.is_dir():
+        raise argparse.ArgumentTypeError(f"{file} lies in a folder that is not there")
+    return file
 
 
 def write(file, rows, seeds, *, lists="seeds", packages=()):
@@ -32,7 +42,7 @@ def write(file, rows, seeds, *, lists="seeds", packages=()):
     Args:
         file: path of the file, or `None`, for which nothing is written.
         rows: list of flat dicts of strings, numbers and lists of numbers. What is NaN
-            is left out, since JSON has none.
+            or infinite is left out, since JSON has neither.
         seeds: list of int, those that were used.
         lists: what the lists in rows run over. `"seeds"`: each gets its mean and half
             of its 95 % interval beside it; `"turns"`: its median, least and greatest.
@@ -44,7 +54,7 @@ def write(file, rows, seeds, *, lists="seeds", packages=()):
     record = {
         "command": command(sys.argv),
         "versions": versions((*PACKAGES, *packages)),
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": os.cpu_count(),
         "seeds": list(seeds),
         "lists": lists,
         "rows": [_summarized(row, summary) for row in rows],
@@ -89,7 +99,7 @@ def _summarized(row, summary):
     for name, value in row.items():
         if isinstance(value, (list, tuple, np.ndarray)):
             value = [float(each) for each in value]
-        if np.any(_nan(value)):
+        if np.any(_not_finite(value)):
             continue
         result[name] = value
         if isinstance(value, list) and len(value) > 1:
@@ -98,10 +108,11 @@ def _summarized(row, summary):
     return result
 
 
-def _nan(value):
+def _not_finite(value):
     values = value if isinstance(value, list) else [value]
     return [
-        isinstance(each, (float, np.floating)) and math.isnan(each) for each in values
+        isinstance(each, (float, np.floating)) and not math.isfinite(each)
+        for each in values
     ]
 
 

@@ -369,7 +369,7 @@ def main():
     found = records()
     text = table(found)
     print(text)
-    for name in CLAIMS.keys() - found.keys():
+    for name in (name for name in CLAIMS if name not in found):
         print(f"docs/results/{name}.json is not there: no row.")
     if arguments.write:
         write(text)

@@ -68,9 +68,8 @@ def _image_defects(page):
     for attributes, figure in page.images:
         name = attributes.get("src", "")
         alt = attributes.get("alt", "").strip()
-        if (
-            len(alt.split()) < 3
-        ):  # a file's name is what Sphinx gives where there is none
+        # Where there is none, Sphinx gives the name of the file.
+        if len(alt.split()) < 3:
             yield f"image {name} has no alternative text, only {alt!r}"
         if figure is None:
             yield f"image {name} stands in no figure"
@@ -89,7 +88,7 @@ def _link_defects(path, page, root, pages):
             target = (base / unquote(parts.path).lstrip("/")).resolve()
         if target.is_dir():
             target = target / "index.html"
-        if not target.is_file():
+        if not (target.is_relative_to(root) and target.is_file()):
             yield f"link {link} leads nowhere"
         elif parts.fragment and target in pages:
             if unquote(parts.fragment) not in pages[target].anchors:

@@ -10,6 +10,8 @@ def _local_data():
     import sys
     from pathlib import Path
 
+    from IPython import get_ipython
+
     file = Path(os.environ.get("KERAS_DYNAMIC_DATA", "")) / "mnist.npz"
 
     def load_data(path="mnist.npz"):
@@ -26,7 +28,7 @@ def _local_data():
             sys.modules["keras"].datasets.mnist.load_data = load_data
 
     if file.is_file():
-        get_ipython().events.register("pre_run_cell", before_cell)  # noqa: F821
+        get_ipython().events.register("pre_run_cell", before_cell)
 
 
 _local_data()

@@ -84,7 +84,7 @@ def recorded(tmp_path, monkeypatch, rows, *arguments, **options):
 def test_what_is_recorded(tmp_path, monkeypatch):
     rows = [
         {"name": "a", "score": np.float32([1.0, 3.0]), "one": np.float64(2.5)},
-        {"name": "b", "score": [math.nan, 1.0], "other": math.nan, "single": [7]},
+        {"name": "b", "score": [math.nan, 1.0], "other": math.inf, "single": [7]},
     ]
     found = recorded(tmp_path, monkeypatch, rows, "--parts", "a b", packages=["scipy"])
     assert found["command"] == "python benchmarks/x.py --parts 'a b'"
@@ -101,7 +101,7 @@ def test_what_is_recorded(tmp_path, monkeypatch):
         "score_interval": pytest.approx(12.706, abs=1e-3),
         "one": 2.5,
     }
-    assert second == {"name": "b", "single": [7.0]}  # JSON has no NaN
+    assert second == {"name": "b", "single": [7.0]}  # JSON has neither
     assert str(tmp_path) not in json.dumps(found)
 
 
@@ -123,3 +123,13 @@ def test_nothing_is_written_without_a_file():
 def test_the_option_may_have_an_equals_sign():
     line = ["x.py", "--json=a.json", "--quick"]
     assert record.command(line) == "python benchmarks/x.py --quick"
+
+
+def test_a_folder_that_is_not_there_is_refused_before_the_work(tmp_path, capsys):
+    parser = argparse.ArgumentParser()
+    record.add_option(parser)
+    file = str(tmp_path / "x.json")
+    assert parser.parse_args(["--json", file]).json == file
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--json", str(tmp_path / "nowhere" / "x.json")])
+    assert "a folder that is not there" in capsys.readouterr().err

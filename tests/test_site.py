@@ -39,6 +39,7 @@ def site(tmp_path):
         for name in ("_static/style.css", "_images/one.png", "_static/bad.html"):
             (tmp_path / name).parent.mkdir(exist_ok=True)
             (tmp_path / name).touch()
+        (tmp_path.parent / "out.html").touch()  # is there, but not published
         (tmp_path / "index.html").write_text(PAGE.format(content=content))
         far = '<p>Text</p><dl id="far"></dl><a href="index.html">back</a>'
         (tmp_path / "more.html").write_text(PAGE.format(content=far))
@@ -57,6 +58,7 @@ def test_a_good_site_has_no_defects(check, site):
         ("", "the page has no text"),
         ("<script>var x = 1;</script>", "the page has no text"),
         ('Text <a href="gone.html">x</a>', "link gone.html leads nowhere"),
+        ('Text <a href="../out.html">x</a>', "link ../out.html leads nowhere"),
         ('Text <img src="_images/two.png">', "link _images/two.png leads nowhere"),
         ('Text <a href="_images">x</a>', "link _images leads nowhere"),
         ('Text <a href="more.html#near">x</a>', "more.html#near leads to no anchor"),

@@ -282,10 +282,11 @@ class DynamicModel(DynamicInference, SeveralWorkers, WholeFiles, keras.Model):
 
         Raises:
             RuntimeError: before `compile`.
-            TypeError: for epochs or a batch size that are no integers.
-            ValueError: if no early exit has trainable weights of its own; for epochs
-                below 0 or a batch size below 1; for `trunk_epochs` with
-                `initial_epoch`, with a selector, or with `BackupAndRestore`.
+            TypeError: for epochs or a batch size that are no integers, and for strings
+                in NumPy arrays.
+            ValueError: if no early exit has trainable weights of its own; for data
+                without samples; for epochs < 0, a batch size < 1, and `trunk_epochs`
+                with `initial_epoch`, with a selector, or with `BackupAndRestore`.
 
         Example:
 
