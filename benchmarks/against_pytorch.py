@@ -21,7 +21,7 @@ where others use its cores, PyTorch's threads spin for one another, many times a
 as they compute. `OMP_WAIT_POLICY=PASSIVE` in the environment lets them sleep instead,
 at the price of its times for single samples.
 
-    pip install keras-dynamic[bench]
+    pip install "keras_dynamic[bench]"
     python benchmarks/against_pytorch.py [--inputs 1024] [--repeats 5] \
         [--no-compile] [--json FILE]
 """

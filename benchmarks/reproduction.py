@@ -32,9 +32,9 @@ class Row:
 def shown(row, name, factor=100, digits=2):
     """Mean and half of its 95 % interval, or the number itself."""
     if f"{name}_interval" not in row:
-        return f"{factor * one(row[name]):.{digits}f}"
+        return f"{factor * one(row[name]):z.{digits}f}"
     mean, half = factor * row[f"{name}_mean"], factor * row[f"{name}_interval"]
-    return f"{mean:.{digits}f} ± {half:.{digits}f}"
+    return f"{mean:z.{digits}f} ± {half:.{digits}f}"
 
 
 def signed(row, name, factor=100, digits=2):

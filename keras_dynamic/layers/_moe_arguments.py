@@ -235,7 +235,7 @@ def _router_by_name(layer, name):
                 f"num_experts={layer.num_experts}."
             )
         return ExpertChoiceRouter(layer.num_experts, average, **arguments)
-    if layer.top_k != 1:
+    if positive_integer("top_k", layer.top_k) != 1:
         raise ValueError(
             "`top_k` is for the routers 'top_k' and 'expert_choice'; 'dense' takes all "
             f"experts. Received: top_k={layer.top_k}."

@@ -198,18 +198,18 @@ def _checked_entries(layers):
         )
     if not layers:
         raise ValueError("`layers` must name at least one layer. Received: layers=[].")
-    entries = [
-        tuple(entry) if isinstance(entry, (list, tuple)) else (entry,)
-        for entry in layers
-    ]
-    for entry in entries:
-        if len(entry) not in (1, 2) or not all(
+    entries = []
+    for given in layers:
+        pair = isinstance(given, (list, tuple))
+        entry = tuple(given) if pair else (given,)
+        if (pair and len(entry) != 2) or not all(
             isinstance(each, (str, keras.Layer)) for each in entry
         ):
             raise TypeError(
                 "`layers` must hold names or layers, or pairs of these. Received: "
-                f"{_name(entry)} in layers={layers!r}."
+                f"{given!r} in layers={layers!r}."
             )
+        entries.append(entry)
     return entries
 
 

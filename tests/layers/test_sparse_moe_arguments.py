@@ -49,6 +49,7 @@ def raises(error, message):
         (ValueError, {"router": None}, "Received: router=None."),
         (ValueError, {"router": TopKRouter}, "Received: router=<class"),
         (ValueError, {"router": "dense", "top_k": 2}, "Received: top_k=2."),
+        (TypeError, {"router": "dense", "top_k": True}, "Received: top_k=True of type"),
         (ValueError, {"router": "dense", "renormalize": True},
          "Received: renormalize=True with router='dense'."),
         (ValueError, {"router": "expert_choice", "renormalize": True},

@@ -433,6 +433,7 @@ def chain():
     [
         ({"layers": "a"}, TypeError, "`layers` must be a list.*layers='a'"),
         ({"layers": [1]}, TypeError, "names or layers.*1 in layers="),
+        ({"layers": [("a",)]}, TypeError, r"pairs of these.*\('a',\) in layers="),
         ({"layers": ["a", "a"]}, ValueError, "'a' twice"),
         ({"layers": [("a", "c")]}, ValueError, r"\('a', 'c'\); 'a' goes to 'b'"),
         ({"num_experts": 1}, ValueError, "`num_experts` must be.*num_experts=1"),
