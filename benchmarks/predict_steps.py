@@ -1,11 +1,11 @@
 """How long a call of `Model.predict` waits after its work is done.
 
-A layer that sleeps for a fixed time stands for a network, so that the work of a call is
-known and takes no core. `predict` is called many times on arrays, for several numbers of
-batches. Printed are what the batches sleep in all, the median of the calls, and the
-calls that take at least a tenth longer than the median, longest last: they cluster at
-0.31, 0.63, 1.27 and 2.55 seconds, whatever the work. The last column is the same for a
-`tf.data` pipeline whose `autotune` is off.
+A layer that sleeps for a fixed time stands for a network, so that the work of a call
+is known and takes no core. `predict` is called many times on arrays, for several
+numbers of batches. Printed are what the batches sleep in all, the median of the calls,
+and the calls that take at least a tenth longer than the median: many end near 0.31,
+0.63, 1.27 or 2.55 seconds, whatever the work. Beside it the same for a pipeline of
+`tf.data` whose `autotune` is off.
 
     python benchmarks/predict_steps.py [--calls 20]
 """
