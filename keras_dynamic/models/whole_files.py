@@ -53,7 +53,7 @@ class WholeFiles:
             with whole_file(filepath) as partial:
                 content = _InMemory()
                 super().save_weights(content, True)
-                partial.write_bytes(content.getbuffer())
+                partial.write_bytes(content.getvalue())
 
     def load_weights(self, filepath, skip_mismatch=False, **kwargs):
         """As in Keras; what fails changes no weight.

@@ -2,6 +2,7 @@
 
 import io
 import json
+import warnings
 import zipfile
 
 import h5py
@@ -88,8 +89,11 @@ def test_flipped_bits(tmp_path, saved):
     for place in np.linspace(first, last, 20).astype(int):
         changed = bytearray(content)
         changed[place] ^= 0x55
-        with pytest.raises((zipfile.BadZipFile, ValueError)):
-            load_model(tmp_path, bytes(changed))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Keras', of parts that it does not find
+            # After the checksum Keras reads on, and HDF5 may find no name before.
+            with pytest.raises((zipfile.BadZipFile, ValueError, RuntimeError)):
+                load_model(tmp_path, bytes(changed))
 
 
 def parts_of(content):
