@@ -56,7 +56,7 @@ def test_a_row_of_the_table():
     assert reproduction.signed(row, "points", 1) == "+1.50 ± 6.35"
     assert reproduction.shown(row, "x") == "50.00"
     assert reproduction.signed({"x": -0.001}, "x", digits=1) == "-0.1"
-    assert reproduction.signed({"x": -0.0001}, "x", digits=1) == "+0.0"
+    assert reproduction.signed({"x": -0.0001}, "x", digits=1) == "0.0"
     assert reproduction.span([1.204, 0.7, 1.0]) == "0.70 to 1.20"
     assert reproduction.span([0.701, 0.699]) == "0.70"
     with pytest.raises(ValueError, match="too many values"):
