@@ -372,7 +372,7 @@ def assigned(rule):
 X, Y = dense_data(8)
 FIT = {
     "x": d.Kind(d.of(X), d.of(X[:3], X[:, :2], "nonsense", d.NOTHING)),
-    "y": d.Kind(d.of(Y), d.of(Y[:3], np.array(["a"] * 8), "nonsense", d.NOTHING)),
+    "y": d.Kind(d.of(Y), d.of(Y[:5], np.array(["a"] * 8), "nonsense", d.NOTHING)),
     "epochs": d.Kind(d.of(1), d.of(1.5, "2", [], None, math.nan, *d.JUNK)),
     "trunk_epochs": d.Kind(
         d.of(0, 1), d.of(-1, 1.5, True, "1", None, [], math.nan, *d.JUNK)
