@@ -359,18 +359,15 @@ def table(found):
         "claim examined",
         "published",
         "here",
-        "setting here, and what differs from the paper's",
-        "seeds",
-        "command",
-        "raw results",
+        "setting, what differs, how to repeat it",
     )
     lines = [f"| {' | '.join(titles)} |", "|" + " --- |" * len(titles)]
     for name, record in found.items():
         seeds = ", ".join(map(str, record["seeds"]))
-        link = f"[{name}.json](results/{name}.json)"
+        repeat = f"Seeds {seeds}: `{record['command']}`, [{name}](results/{name}.json)."
         for row in CLAIMS[name](record["rows"]):
-            cells = row.claim, row.published, row.here, row.setting
-            cells += seeds, f"`{record['command']}`", link
+            setting = f"{row.setting}. {repeat}"
+            cells = row.claim, row.published, row.here, setting
             lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
