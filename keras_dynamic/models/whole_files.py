@@ -53,6 +53,7 @@ class WholeFiles:
             with whole_file(filepath) as partial:
                 content = _InMemory()
                 super().save_weights(content, True)
+                # No `getbuffer`: an error would hold the view, and free it too late.
                 partial.write_bytes(content.getvalue())
 
     def load_weights(self, filepath, skip_mismatch=False, **kwargs):

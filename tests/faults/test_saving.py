@@ -5,6 +5,7 @@ import errno
 import hashlib
 import os
 import resource
+import traceback
 
 import keras
 import numpy as np
@@ -75,6 +76,19 @@ def test_full_disk(tmp_path, model, other, name):
         assert content(tmp_path) == before
     save(other, path)
     assert content(tmp_path).keys() == before.keys()
+
+
+def test_what_failed_holds_no_view_of_a_buffer(tmp_path, model):
+    """Collected in another order than the buffer, it ends Python 3.12."""
+    with pytest.raises(OSError) as caught, full_disk(0):
+        model.save_weights(tmp_path / "model.weights.h5")
+    error, held = caught.value, []
+    while error is not None:
+        for frame, _ in traceback.walk_tb(error.__traceback__):
+            held += frame.f_locals.values()
+        error = error.__cause__ or error.__context__
+    views = [each for each in held if isinstance(each, memoryview)]
+    assert views and all(isinstance(view.obj, bytes) for view in views)
 
 
 @pytest.mark.fault(
