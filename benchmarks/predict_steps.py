@@ -1,33 +1,29 @@
-"""How long a call of `Model.predict` waits after its work is done.
+"""How long a call of `Model.predict` waits beyond its work.
 
-A layer that sleeps for a fixed time stands for a network, so that the work of a call
-is known and takes no core. `predict` is called many times on arrays, for several
-numbers of batches. Printed are what the batches sleep in all, the median of the calls,
-and the calls that take at least a tenth longer than the median: many end near 0.31,
-0.63, 1.27 or 2.55 seconds, whatever the work. Beside it the same for a pipeline of
-`tf.data` whose `autotune` is off.
+A small convolutional network predicts several numbers of batches of random images, many
+times: by `predict` on arrays, by `predict` on a pipeline of `tf.data` whose `autotune`
+is off, and by a compiled function on ready tensors, in turns. Printed are the least
+time, the median and the greatest of each, in seconds.
 
-    python benchmarks/predict_steps.py [--calls 20]
+    python benchmarks/predict_steps.py [--calls 15]
 """
 
 import argparse
-import statistics
 import time
 
 import keras
 import numpy as np
 import tensorflow as tf
+from keras import layers
 
-BATCH, SECONDS = 16, 0.04
+BATCH = 128
 
 
-class Sleeping(keras.layers.Layer):
-    def call(self, x):
-        def sleep(values):
-            time.sleep(SECONDS)
-            return values
-
-        return tf.ensure_shape(tf.numpy_function(sleep, [x], x.dtype), x.shape)
+def network():
+    inputs = x = keras.Input((32, 32, 3))
+    for _ in range(4):
+        x = layers.Conv2D(32, 3, padding="same", activation="relu")(x)
+    return keras.Model(inputs, layers.GlobalAveragePooling2D()(x))
 
 
 def untuned(x):
@@ -37,31 +33,39 @@ def untuned(x):
     return dataset.with_options(options)
 
 
-def times(model, x, calls):
-    """Seconds of each call but the first, which traces."""
-    taken = []
-    for _ in range(calls + 1):
-        start = time.perf_counter()
-        model.predict(x, batch_size=BATCH if hasattr(x, "shape") else None, verbose=0)
-        taken.append(time.perf_counter() - start)
-    return sorted(taken[1:])
+def ways(model, x):
+    """Dict from a name to a function without arguments."""
+    call = tf.function(lambda batch: model(batch, training=False))
+    batches = [tf.constant(x[i : i + BATCH]) for i in range(0, len(x), BATCH)]
+    dataset = untuned(x)
+    return {
+        "predict": lambda: model.predict(x, batch_size=BATCH, verbose=0),
+        "predict, autotune off": lambda: model.predict(dataset, verbose=0),
+        "compiled function": lambda: [call(batch) for batch in batches],
+    }
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--calls", type=int, default=20, help="of each kind")
+    parser.add_argument("--calls", type=int, default=15, help="of each way")
     arguments = parser.parse_args()
-    inputs = keras.Input((32, 32, 3))
-    model = keras.Model(inputs, Sleeping()(inputs))
-    for batches in (4, 10, 20, 40):
-        x = np.random.default_rng(0).random((BATCH * batches, 32, 32, 3), "float32")
-        for name, data in (("arrays", x), ("autotune off", untuned(x))):
-            taken = times(model, data, arguments.calls)
-            median = statistics.median(taken)
-            late = " ".join(f"{t:.2f}" for t in taken if t > 1.1 * median) or "none"
+    model = network()
+    for batches in (2, 4, 8, 16, 24):
+        shape = BATCH * batches, 32, 32, 3
+        x = np.random.default_rng(0).random(shape, "float32")
+        functions = ways(model, x)
+        taken = {name: [] for name in functions}
+        for turn in range(arguments.calls + 1):
+            for name, function in functions.items():
+                start = time.perf_counter()
+                function()
+                if turn:  # the first one traces
+                    taken[name].append(time.perf_counter() - start)
+        for name, times in taken.items():
+            least, median, greatest = np.quantile(times, (0, 0.5, 1))
             print(
-                f"{batches * SECONDS:.2f} s of work, {name:12s}: median {median:.2f}, "
-                f"late: {late}",
+                f"{batches:2d} batches, {name:21s}: {least:.2f} / {median:.2f} / "
+                f"{greatest:.2f}",
                 flush=True,
             )
 
