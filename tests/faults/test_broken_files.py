@@ -2,6 +2,7 @@
 
 import io
 import json
+import sys
 import warnings
 import zipfile
 
@@ -86,13 +87,15 @@ def test_flipped_bits(tmp_path, saved):
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         first = archive.getinfo("config.json").header_offset + 64
         last = archive.start_dir - 1
+    refusals = zipfile.BadZipFile, ValueError
+    if sys.version_info >= (3, 12):  # Keras reads on, and HDF5 finds no name there
+        refusals += (RuntimeError,)
     for place in np.linspace(first, last, 20).astype(int):
         changed = bytearray(content)
         changed[place] ^= 0x55
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Keras', of parts that it does not find
-            # After the checksum Keras reads on, and HDF5 may find no name before.
-            with pytest.raises((zipfile.BadZipFile, ValueError, RuntimeError)):
+            with pytest.raises(refusals):
                 load_model(tmp_path, bytes(changed))
 
 
